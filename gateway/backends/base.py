@@ -1,0 +1,136 @@
+"""The seam between jobs and the places where runs are carried out.
+
+Contract, for every implementation:
+* `start` is idempotent on `order.run_id`: a second call adopts what the first one began.
+* `follow` may be called again after a crash, by another process; it yields progress that never goes
+  back and ends with exactly one `Produced`.
+* Only the errors below leave a backend; everything foreign is translated inside it.
+* `cancel` of a finished or unknown run is no error; `forget` likewise.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from pydantic import JsonValue
+
+from gateway.job import Call
+from gpu_server.protocol import Failure, Missing, OutputFile, Slot
+
+
+class BackendError(Exception):
+    """Base of what a backend may raise."""
+
+
+class BackendUnreachable(BackendError):
+    """No answer: the run may well go on there, so look again before doing anything else."""
+
+
+class BackendFull(BackendError):
+    """It takes no more runs now; `start` had no effect."""
+
+
+class RunLost(BackendError):
+    """The backend answers and does not know the run: it never had it or lost it."""
+
+
+class RunFailed(BackendError):
+    """The run ended in failure there."""
+
+    def __init__(self, failure: Failure, *, executed: bool) -> None:
+        super().__init__(failure.code)
+        self.failure = failure
+        self.executed = executed
+        """It had begun to execute: what it cost is spent."""
+
+
+class RunCancelled(BackendError):
+    """The run was cancelled there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One run, ready to be carried out."""
+
+    run_id: str
+    call: Call
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progressed:
+    """How far it got, 0..1."""
+
+    fraction: float
+    node: str | None = None
+    step: int | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Produced:
+    """The run is over and its files lie in their slots."""
+
+    outputs: tuple[OutputFile, ...]
+    params: dict[str, JsonValue]
+    engine: str
+    duration_seconds: float
+    texts: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+
+
+Readiness = Literal["ready", "missing", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowReadiness:
+    """Whether a backend can carry out one workflow, and what it lacks if not."""
+
+    readiness: Readiness
+    missing: tuple[Missing, ...] = ()
+
+
+class Backend(Protocol):
+    """A place where runs are carried out."""
+
+    @property
+    def name(self) -> str:
+        """Stable name, stored with each run it is granted."""
+        ...
+
+    @property
+    def capacity(self) -> int:
+        """Runs it takes at once; 0 while it is unreachable or not seen yet."""
+        ...
+
+    @property
+    def engine(self) -> str | None:
+        """`comfyui`, `simulator`, or None while not known."""
+        ...
+
+    @property
+    def installed(self) -> Mapping[str, frozenset[str]] | None:
+        """Model files by folder (`loras`, `checkpoints`); None while not known."""
+        ...
+
+    def readiness(self, workflow: str, digest: str) -> WorkflowReadiness:
+        """Whether it can carry out that workflow, as last seen."""
+        ...
+
+    async def start(self, order: Order) -> str:
+        """Begin or adopt the run; its reference there.
+
+        Raises BackendUnreachable, BackendFull, RunFailed.
+        """
+        ...
+
+    def follow(self, run_id: str, reference: str) -> AsyncIterator[Progressed | Produced]:
+        """What happens to it. Raises BackendUnreachable, RunLost, RunFailed, RunCancelled."""
+        ...
+
+    async def cancel(self, run_id: str, reference: str | None) -> None:
+        """Stop it wherever it is. Raises BackendUnreachable."""
+        ...
+
+    async def forget(self, run_id: str, reference: str) -> None:
+        """Its files are safe with us: it may be removed there. Raises BackendUnreachable."""
+        ...

@@ -1,0 +1,236 @@
+"""Every error this API answers with, as one tree.
+
+GatewayError
+├── UsageError                      the caller can mend it
+│   ├── InvalidParameters     422   a field is wrong; `errors` names each one
+│   ├── UnknownVariant        422   `variant` names nothing we have
+│   ├── ModelNotInstalled     422   a LoRA or checkpoint no GPU service lists
+│   ├── IdempotencyKeyReused  422   the same key came with another body
+│   ├── Unauthorized          401   no key, or a wrong one
+│   ├── Forbidden             403   a link is expired or its signature does not fit
+│   ├── NotFound              404   no such job, file, model or route
+│   ├── MethodNotAllowed      405   the route exists, the method does not
+│   ├── Conflict              409   not possible in the present state
+│   ├── PayloadTooLarge       413   more bytes than allowed
+│   ├── UnsupportedMediaType  415   the body is not JSON
+│   └── RangeNotSatisfiable   416   the range lies outside the file
+├── NotReady                  503   ailed                 422 | 502 | 503 | 504   a waited-for job ended in failure
+└── InternalError             500   a bug of ours; says nothing about its inside
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+
+class FieldError(BaseModel):
+    """One wrong field: where it is, what is wrong, how to mend it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    field: str
+    code: str
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details as this API sends them (`application/problem+json`)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    instance: str | None = None
+    errors: list[FieldError] | None = None
+    job_id: str | None = None
+    missing: list[dict[str, JsonValue]] | None = None
+    retry_after: int | None = None
+
+
+class GatewayError(Exception):
+    """Base of all; never raised itself."""
+
+    code: ClassVar[str]
+    status: ClassVar[int]
+    title: ClassVar[str]
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def problem(self) -> Problem:
+        """What the caller is told."""
+        return Problem(
+            type=f"/docs/errors#{self.code}",
+            title=self.title,
+            status=self.status,
+            detail=self.detail,
+            code=self.code,
+        )
+
+
+class UsageError(GatewayError):
+    """The caller can mend it."""
+
+    code = "usage"
+    status = 400
+    title = "The request cannot be carried out"
+
+
+class InvalidParameters(UsageError):
+    """A field is wrong; `errors` names each one."""
+
+    code = "invalid_parameters"
+    status = 422
+    title = "A parameter is not acceptable"
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        super().__init__("; ".join(f"{e.field}: {e.message}" for e in errors))
+        self.errors = tuple(errors)
+
+    def problem(self) -> Problem:
+        """What the caller is told, field by field."""
+        return super().problem().model_copy(update={"errors": list(self.errors)})
+
+
+class UnknownVariant(InvalidParameters):
+    """`variant` names nothing we have."""
+
+    code = "unknown_variant"
+    title = "No such variant"
+
+
+class ModelNotInstalled(InvalidParameters):
+    """A LoRA or checkpoint no GPU service lists."""
+
+    code = "model_not_installed"
+    title = "That model is not installed"
+
+
+class IdempotencyKeyReused(UsageError):
+    """The same key came with another body."""
+
+    code = "idempotency_key_reused"
+    status = 422
+    title = "That Idempotency-Key belongs to another request"
+
+
+class Unauthorized(UsageError):
+    """No key, or a wrong one."""
+
+    code = "unauthorized"
+    status = 401
+    title = "A valid API key is required"
+
+
+class Forbidden(UsageError):
+    """A link is expired or its signature does not fit."""
+
+    code = "forbidden"
+    status = 403
+    title = "This link is not valid (any more)"
+
+
+class NotFound(UsageError):
+    """No such job, file, model or route."""
+
+    code = "not_found"
+    status = 404
+    title = "Not found"
+
+
+class MethodNotAllowed(UsageError):
+    """The route exists, the method does not."""
+
+    code = "method_not_allowed"
+    status = 405
+    title = "This route does not take that method"
+
+
+class Conflict(UsageError):
+    """Not possible in the present state."""
+
+    code = "conflict"
+    status = 409
+    title = "Not possible in the present state"
+
+
+class PayloadTooLarge(UsageError):
+    """More bytes than allowed."""
+
+    code = "payload_too_large"
+    status = 413
+    title = "Too many bytes"
+
+
+class UnsupportedMediaType(UsageError):
+    """The body is not JSON."""
+
+    code = "unsupported_media_type"
+    status = 415
+    title = "The body must be JSON"
+
+
+class RangeNotSatisfiable(UsageError):
+    """The range lies outside the file."""
+
+    code = "range_not_satisfiable"
+    status = 416
+    title = "The range lies outside the file"
+
+
+class NotReady(GatewayError):
+    """What the workflow needs is missing; says what and where to get it."""
+
+    code = "missing_model"
+    status = 503
+    title = "A model this tool needs is not installed"
+    retryable = True
+
+    def __init__(self, detail: str, missing: Sequence[dict[str, JsonValue]]) -> None:
+        super().__init__(detail)
+        self.missing = tuple(missing)
+
+    def problem(self) -> Problem:
+        """What the caller is told, thing by thing."""
+        return super().problem().model_copy(update={"missing": list(self.missing)})
+
+
+class JobFailed(GatewayError):
+    """A waited-for job ended in failure; the code is the job's own."""
+
+    code = "job_failed"
+    status = 502
+    title = "The job failed"
+
+    def __init__(self, job_id: str, code: str, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.job_id = job_id
+        self.job_code = code
+        self.job_status = status
+
+    def problem(self) -> Problem:
+        """What the caller is told, with the job to look at."""
+        return (
+            super()
+            .problem()
+            .model_copy(
+                update={
+                    "type": f"/docs/errors#{self.job_code}",
+                    "code": self.job_code,
+                    "status": self.job_status,
+                    "job_id": self.job_id,
+                }
+            )
+        )
+
+
+class InternalError(GatewayError):
+    """A bug of ours; says nothing about its inside."""
+
+    code = "internal_error"
+    status = 500
+    title = "Something went wrong on our side"

@@ -1,0 +1,193 @@
+"""What a job, its runs and its files are, and the moves their states may make.
+
+Values only: no I/O, no SQL. The tables live in `gateway.db`, the rules in `gateway.jobs`.
+"""
+
+import os
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from pydantic import JsonValue
+
+from gpu_server.protocol import FailureKind, OutputFile
+
+JobStatus = Literal["pending", "processing", "completed", "failed", "cancelled"]
+JOB_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
+    "pending": frozenset({"processing", "completed", "failed", "cancelled"}),
+    "processing": frozenset({"completed", "failed", "cancelled"}),
+    "completed": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+}
+JOB_TERMINAL: frozenset[JobStatus] = frozenset({"completed", "failed", "cancelled"})
+
+RunState = Literal["waiting", "granted", "started", "produced", "delivered", "failed", "cancelled"]
+RUN_MOVES: dict[RunState, frozenset[RunState]] = {
+    "waiting": frozenset({"granted", "failed", "cancelled"}),
+    # a granted run goes back to waiting when its backend refuses it for lack of room
+    "granted": frozenset({"waiting", "started", "failed", "cancelled"}),
+    "started": frozenset({"produced", "failed", "cancelled"}),
+    "produced": frozenset({"delivered", "failed", "cancelled"}),
+    "delivered": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+}
+RUN_TERMINAL: frozenset[RunState] = frozenset({"delivered", "failed", "cancelled"})
+
+
+def new_job_id() -> str:
+    """A time-ordered UUID, version 7 (RFC 9562 §5.7)."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
+    value = (value & ~(0xF << 76)) | (7 << 76)
+    value = (value & ~(0x3 << 62)) | (2 << 62)
+    return str(uuid.UUID(int=value))
+
+
+def run_id(job_id: str, stage: int, attempt: int) -> str:
+    """The one id a run carries through every hop, down to ComfyUI's `prompt_id`."""
+    if stage == 0 and attempt == 0:
+        return job_id
+    return str(uuid.uuid5(uuid.UUID(job_id), f"{stage}:{attempt}"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobError:
+    """Why a job failed, in the vocabulary of `/docs/errors`."""
+
+    code: str
+    message: str
+    kind: FailureKind = "fatal"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What a tool asks a backend to do, complete: every default filled, the seed drawn."""
+
+    workflow: str
+    digest: str
+    params: dict[str, JsonValue]
+    outputs: tuple[str, ...]
+    """Slot names, `<output>/<n>`, as many as the workflow may fill."""
+    prefix: str
+    """Key prefix of the files it makes (`generated`, `masks`, …)."""
+    models: tuple[str, ...] = ()
+    """Model files it loads, for placement by what is loaded already."""
+    timeout_s: float = 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job about to be written."""
+
+    id: str
+    tool: str
+    variant: str
+    caller: str
+    params: dict[str, JsonValue]
+    """What the caller sent, as validated: shown again in the result."""
+    call: Call
+    deadline_s: float
+    priority: int = 0
+    idempotency_key: str | None = None
+    request_hash: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A file a job produced, in storage, verified."""
+
+    job_id: str
+    output: str
+    n: int
+    key: str
+    filename: str
+    media_type: str
+    bytes: int
+    sha256: str
+    width: int | None = None
+    height: int | None = None
+    frames: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a completed job is described by, beside its files."""
+
+    params: dict[str, JsonValue]
+    engine: str
+    backend: str
+    duration_seconds: float
+    texts: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One durable call of one tool, as the API shows it."""
+
+    id: str
+    tool: str
+    variant: str
+    caller: str
+    status: JobStatus
+    progress: float
+    params: dict[str, JsonValue]
+    call: Call
+    outcome: Outcome | None
+    error: JobError | None
+    artifacts: tuple[Artifact, ...]
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    deadline_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One execution of a job on a backend, and how far it got."""
+
+    id: str
+    job_id: str
+    stage: int
+    attempt: int
+    state: RunState
+    caller: str
+    priority: int
+    call: Call
+    backend: str | None
+    reference: str | None
+    outputs: tuple[OutputFile, ...]
+    owner: str | None
+    epoch: int
+    deaths: int
+    created_at: datetime
+    not_before: datetime
+    deadline_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEvent:
+    """One entry of a job's log: a state change or a decision, in order of `n`."""
+
+    job_id: str
+    n: int
+    type: str
+    data: dict[str, JsonValue]
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedModel:
+    """A LoRA in the registry: what `model_id` stands for."""
+
+    id: int
+    name: str
+    lora: str
+    """File name as ComfyUI lists it under `loras`."""
+    trigger_word: str | None
+    base_model: str
+    """The variant it fits (`flux1-dev`, `z-image-turbo`, `checkpoint:<file>`)."""
+    created_at: datetime

@@ -1,0 +1,51 @@
+"""The seam between jobs and the place where files lie.
+
+Keys are `<prefix>/yyyy/mm/dd/<job_id>/<name>.<ext>`, made in one function. Contract: a file exists
+under its key whole or not at all; `slot` may be issued again for the same key and a later PUT of the
+same bytes changes nothing; `delete` of what is not there is no error.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+
+class StorageError(Exception):
+    """The store could not do it; foreign errors are translated inside it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """A file that is there, whole."""
+
+    key: str
+    bytes: int
+    sha256: str | None
+    """Hash of the stored bytes where the store computed or recorded one."""
+    etag: str
+    media_type: str
+
+
+class Storage(Protocol):
+    """A place where files lie."""
+
+    def address(self, key: str) -> str:
+        """Storage address shown to callers: `local://files/<key>`, `r2://bucket/key`, …."""
+        ...
+
+    def slot(self, key: str, lifetime: timedelta) -> str:
+        """An address that takes the file's bytes by PUT until it expires."""
+        ...
+
+    async def stat(self, key: str) -> StoredFile | None:
+        """What lies under the key; None when nothing does. Raises StorageError."""
+        ...
+
+    def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes `start..end` (end exclusive), in chunks. Raises StorageError, KeyError."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Remove the file. Raises StorageError."""
+        ...

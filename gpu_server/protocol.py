@@ -1,0 +1,202 @@
+"""The wire contract between gateway, GPU service and serverless worker.
+
+Every message is closed (unknown fields are refused) and frozen. A field added later is optional and
+sent only to a service whose `/health` lists it under `protocol`, so that old and new versions talk to
+each other during a deploy.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+VERSION = 1
+"""Version of this contract; a service refuses a request of another one."""
+
+MAX_SLOTS = 64
+"""Most output slots one run can carry."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Wire(BaseModel):
+    """Base of every message: closed and frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WorkflowRef(Wire):
+    """A workflow both sides have on disk, named together with what it must contain."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")
+    digest: Sha256
+    """SHA-256 over the graph file, a zero byte and the manifest file."""
+
+
+class InputFile(Wire):
+    """A file the run reads, fetched by the GPU side."""
+
+    url: str
+    media_type: str
+    sha256: Sha256 | None = None
+
+
+class ModelFile(Wire):
+    """A model the run needs and the GPU side may lack."""
+
+    directory: str
+    name: str
+    url: str
+    sha256: Sha256
+    bytes: int = Field(ge=0)
+
+
+class Slot(Wire):
+    """Where one output file goes: `<output>/<n>` and the address that takes its bytes by PUT."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+/[0-9]+$")
+    url: str
+
+
+class RunRequest(Wire):
+    """Everything one execution needs; `PUT /runs/{run_id}`."""
+
+    version: Literal[1] = VERSION
+    workflow: WorkflowRef | None = None
+    graph: dict[str, JsonValue] | None = None
+    manifest: dict[str, JsonValue] | None = None
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+    inputs: dict[str, list[InputFile]] = Field(default_factory=dict)
+    models: list[ModelFile] = Field(default_factory=list[ModelFile])
+    outputs: list[Slot] = Field(default_factory=list[Slot], max_length=MAX_SLOTS)
+    timeout_s: float = Field(default=3600, gt=0, le=86_400)
+    traceparent: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "RunRequest":
+        inline = self.graph is not None and self.manifest is not None
+        if (self.graph is None) != (self.manifest is None):
+            raise ValueError("graph and manifest go together")
+        if self.workflow is None and not inline:
+            raise ValueError("name a workflow or send graph and manifest inline")
+        return self
+
+
+FailureKind = Literal["usage", "transient", "fatal"]
+"""usage: the caller's fault, not retried · transient: next attempt · fatal: ours, not retried."""
+
+
+class Failure(Wire):
+    """Why a run failed, in words fit for a caller: never ComfyUI's own text."""
+
+    kind: FailureKind
+    code: str
+    message: str
+    node: str | None = None
+    """`<node id> <class_type>` where one node is to blame."""
+
+
+RunState = Literal["queued", "running", "completed", "failed", "cancelled"]
+TERMINAL: frozenset[RunState] = frozenset({"completed", "failed", "cancelled"})
+Engine = Literal["comfyui", "simulator"]
+
+
+class Progress(Wire):
+    """How far a run got; `fraction` never goes back."""
+
+    fraction: float = Field(ge=0, le=1)
+    node: str | None = None
+    step: int | None = None
+    steps: int | None = None
+
+
+class OutputFile(Wire):
+    """A file that now lies in its slot: the sender's own count and hash of the bytes it sent."""
+
+    slot: str
+    media_type: str
+    bytes: int = Field(ge=0)
+    sha256: Sha256
+    width: int | None = None
+    height: int | None = None
+    frames: int | None = None
+
+
+class RunStatus(Wire):
+    """What `GET /runs/{run_id}` and every `PUT` answer."""
+
+    run_id: str
+    state: RunState
+    engine: Engine | None = None
+    progress: Progress = Progress(fraction=0)
+    outputs: list[OutputFile] = Field(default_factory=list[OutputFile])
+    texts: dict[str, list[str]] = Field(default_factory=dict)
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+    """Every value really used, the seed included."""
+    failure: Failure | None = None
+    executed: bool = False
+    """ComfyUI has begun to execute it (a lost run that never began counts no execution)."""
+    duration_seconds: float | None = None
+
+
+Readiness = Literal["ready", "missing", "unknown"]
+
+
+class Missing(Wire):
+    """One thing a workflow lacks on this GPU service, and how to get it."""
+
+    kind: Literal["model", "node", "invalid"]
+    name: str
+    """Model file, class_type, or the place in the graph that does not fit."""
+    directory: str | None = None
+    url: str | None = None
+    bytes: int | None = None
+    license: str | None = None
+    detail: str | None = None
+
+
+class WorkflowStatus(Wire):
+    """Readiness of one workflow."""
+
+    name: str
+    digest: Sha256
+    readiness: Readiness
+    missing: list[Missing] = Field(default_factory=list[Missing])
+
+
+class Workflows(Wire):
+    """What `GET /workflows` answers."""
+
+    engine: Engine | None
+    workflows: list[WorkflowStatus]
+    installed: dict[str, list[str]]
+    """Model files ComfyUI lists, by folder: `checkpoints`, `loras`."""
+
+
+class Health(Wire):
+    """What `GET /health` answers; HTTP 503 only when unhealthy."""
+
+    status: Literal["healthy", "degraded", "unhealthy"]
+    comfyui_available: bool
+    service: Literal["gpu_server"] = "gpu_server"
+    version: str
+    protocol: list[str]
+    """Optional parts of this contract the service understands, plus `v1`."""
+    engine: Engine | None = None
+    comfyui_version: str | None = None
+    capacity: int = Field(ge=0)
+    """Runs this service keeps in ComfyUI at once (`QUEUE_AHEAD`); more is 429."""
+    detail: str | None = None
+    """Why it is degraded, and what is not cleaned, in one sentence each."""
+
+
+class Event(Wire):
+    """One server-sent event of `GET /runs/{run_id}/events`; SSE `event:` is `type`, `data:` this.
+
+    The stream begins with the present state and ends after a `completed`, `failed` or `cancelled`.
+    """
+
+    type: Literal["progress", "output", "completed", "failed", "cancelled"]
+    progress: Progress | None = None
+    output: OutputFile | None = None
+    status: RunStatus | None = None
+    """The whole run, on the last event."""
