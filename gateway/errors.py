@@ -14,11 +14,13 @@ GatewayError
 │   ├── PayloadTooLarge       413   more bytes than allowed
 │   ├── UnsupportedMediaType  415   the body is not JSON
 │   └── RangeNotSatisfiable   416   the range lies outside the file
-├── NotReady                  503   ailed                 422 | 502 | 503 | 504   a waited-for job ended in failure
+├── NotReady                  503   what the workflow needs is missing, and where to get it
+├── JobFailed                 422 | 502 | 503 | 504   a waited-for job ended in failure
 └── InternalError             500   a bug of ours; says nothing about its inside
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue
@@ -56,6 +58,8 @@ class GatewayError(Exception):
     status: ClassVar[int]
     title: ClassVar[str]
     retryable: ClassVar[bool] = False
+    headers: Mapping[str, str] = MappingProxyType({})
+    """Response headers that belong to this answer."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -124,6 +128,7 @@ class Unauthorized(UsageError):
     code = "unauthorized"
     status = 401
     title = "A valid API key is required"
+    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
 
 class Forbidden(UsageError):
@@ -164,6 +169,8 @@ class PayloadTooLarge(UsageError):
     code = "payload_too_large"
     status = 413
     title = "Too many bytes"
+    # the rest of the body is still on its way and nobody will read it
+    headers = MappingProxyType({"Connection": "close"})
 
 
 class UnsupportedMediaType(UsageError):
@@ -180,6 +187,10 @@ class RangeNotSatisfiable(UsageError):
     code = "range_not_satisfiable"
     status = 416
     title = "The range lies outside the file"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"The file has {size} bytes; the range asked for begins behind its end.")
+        self.headers = {"Content-Range": f"bytes */{size}"}
 
 
 class NotReady(GatewayError):

@@ -1,8 +1,8 @@
 """The wire contract between gateway, GPU service and serverless worker.
 
-Every message is closed (unknown fields are refused) and frozen. A field added later is optional and
-sent only to a service whose `/health` lists it under `protocol`, so that old and new versions talk to
-each other during a deploy.
+Every message is closed (unknown fields are refused) and frozen. A field added later is optional
+and is sent only to a service whose `/health` lists it under `protocol`, so that old and new
+versions talk to each other during a deploy.
 """
 
 from typing import Annotated, Literal

@@ -1,8 +1,8 @@
 """The seam between jobs and the place where files lie.
 
 Keys are `<prefix>/yyyy/mm/dd/<job_id>/<name>.<ext>`, made in one function. Contract: a file exists
-under its key whole or not at all; `slot` may be issued again for the same key and a later PUT of the
-same bytes changes nothing; `delete` of what is not there is no error.
+under its key whole or not at all; `slot` may be issued again for the same key and a later PUT of
+the same bytes changes nothing; `delete` of what is not there is no error.
 """
 
 from collections.abc import AsyncIterator
