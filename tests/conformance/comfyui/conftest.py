@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def simulator(folder: Path) -> Iterator[str]:
+def simulator(folder: Path) -> Generator[str]:
     """A simulator process on a free loopback port, with its files under `folder`."""
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
@@ -69,7 +69,7 @@ def simulator(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def connect(url: str) -> Iterator[Comfy]:
+def connect(url: str) -> Generator[Comfy]:
     with httpx.Client(base_url=url, timeout=30) as http:
         stated = http.get("/system_stats").json()["system"]["comfyui_version"]
         version = tuple(int(part) for part in re.findall(r"\d+", stated)[:3])

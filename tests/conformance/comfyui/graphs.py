@@ -22,7 +22,7 @@ def node(class_type: str, **inputs: object) -> dict[str, Any]:
 
 
 def picture(prefix: str | None = None, *, color: int | None = None, batch: int = 1) -> Graph:
-    """EmptyImage to SaveImage: the cheapest run with a file. A new colour each time, so not cached."""
+    """EmptyImage to SaveImage, the cheapest run; a new colour each time, so never cached."""
     chosen = next(_colors) if color is None else color
     return {
         "1": node("EmptyImage", width=64, height=64, batch_size=batch, color=chosen),

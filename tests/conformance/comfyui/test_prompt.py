@@ -7,8 +7,8 @@ import pytest
 from .graphs import Graph, failing, long_run, node, picture
 from .wire import Comfy, images
 
-UUID_IDS = (0, 25)
-"""The first release that insists on canonical UUIDs as prompt ids (0.24.0 does not)."""
+UUID_IDS = (0, 24, 1)
+"""The first version that insists on canonical UUIDs as prompt ids."""
 
 
 def test_an_accepted_prompt_is_answered_with_its_id_a_number_and_no_errors(comfy: Comfy) -> None:
@@ -43,7 +43,7 @@ def test_a_prompt_id_that_is_no_canonical_uuid_works_in_old_versions_only(
         assert answer.json()["node_errors"] == {}
     else:
         assert answer.json()["prompt_id"] == odd
-        assert comfy.wait_history(odd.replace("/", "%2F")) or "/" in odd
+        assert comfy.wait_history(odd)
 
 
 def test_a_null_prompt_id_is_the_word_none_in_old_versions_and_a_new_uuid_later(
@@ -75,7 +75,7 @@ def test_duplicate_prompt_ids_both_run_and_the_later_one_owns_the_history(comfy:
         first, second = picture(), picture()
         for graph in (first, second):
             comfy.submit(graph, listener, prompt_id=prompt_id)
-        for graph in (first, second):
+        for _ in range(2):
             events = listener.until_end(prompt_id)
             assert any(event.type == "executed" for event in events)
     assert comfy.history(prompt_id)["prompt"][2] == second
@@ -142,9 +142,7 @@ def test_undeclared_inputs_and_meta_are_ignored(comfy: Comfy) -> None:
     ("name", "given"),
     [("width", "64"), ("width", 64.9), ("batch_size", True), ("color", "255")],
 )
-def test_literals_are_converted_rather_than_refused(
-    comfy: Comfy, name: str, given: object
-) -> None:
+def test_literals_are_converted_rather_than_refused(comfy: Comfy, name: str, given: object) -> None:
     graph = picture()
     graph["1"]["inputs"][name] = given
     _, entry = comfy.run(graph)

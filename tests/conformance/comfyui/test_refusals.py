@@ -131,6 +131,15 @@ def test_an_unknown_or_missing_class_is_refused_without_node_errors(
     assert set(error["extra_info"]) == ({"node_id", "class_type", "node_title"} if newer else set())
 
 
+def test_a_file_of_the_editor_is_refused_by_newer_versions_with_a_500(comfy: Comfy) -> None:
+    answer = comfy.post({"nodes": [], "links": []})
+    if comfy.version >= MISSING_NODE_TYPE:
+        assert answer.status_code == 500
+    else:
+        assert answer.status_code == 400
+        assert answer.json()["error"]["details"] == "Node ID '#nodes'"
+
+
 def test_a_cycle_is_refused_and_named_only_by_newer_versions(comfy: Comfy) -> None:
     answer = comfy.post(cycle())
     assert answer.status_code == 400
@@ -159,7 +168,7 @@ def test_a_new_style_choice_is_checked_at_the_door_only_by_newer_versions(comfy:
 
 
 @pytest.mark.parametrize(
-    "body", [b"not json", b'{"prompt": null}', b'{"prompt": []}', b'{"prompt": {}, "number": "x"}']
+    "body", [b"not json", b'{"prompt": null}', b'{"prompt": [1]}', b'{"prompt": {}, "number": "x"}']
 )
 def test_a_malformed_body_is_a_500_whose_text_is_no_json(comfy: Comfy, body: bytes) -> None:
     answer = comfy.http.post("/prompt", content=body, headers={"content-type": "application/json"})

@@ -4,10 +4,11 @@ import json
 import struct
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import websocket
@@ -46,7 +47,7 @@ class Listener:
         kind = struct.unpack(">I", message[:4])[0]
         return Event("binary", {"event": kind, "payload": message[4:]})
 
-    def until(self, done: Callable[[Event], bool], timeout: float = 30) -> list[Event]:
+    def until(self, done: Callable[[Event], bool], timeout: float = 50) -> list[Event]:
         """Everything up to and including the first event that satisfies `done`."""
         seen: list[Event] = []
         deadline = time.monotonic() + timeout
@@ -92,10 +93,10 @@ class Comfy:
     url: str
     http: httpx.Client
     version: tuple[int, ...]
-    submitted: list[str] = field(default_factory=list)
+    submitted: list[str] = field(default_factory=list[str])
 
     @contextmanager
-    def listen(self, client_id: str | None = None) -> Iterator[Listener]:
+    def listen(self, client_id: str | None = None) -> Generator[Listener]:
         """An open websocket whose first `status` is still to be read."""
         listener = Listener(self.url, client_id or uuid.uuid4().hex)
         try:
@@ -127,7 +128,8 @@ class Comfy:
 
     def history(self, prompt_id: str) -> Json:
         """The history entry; empty while there is none."""
-        entry: Json = self.http.get(f"/history/{prompt_id}").json().get(prompt_id, {})
+        answer = self.http.get(f"/history/{quote(prompt_id, safe='')}")
+        entry: Json = answer.json().get(prompt_id, {})
         return entry
 
     def wait_history(self, prompt_id: str, timeout: float = 30) -> Json:
