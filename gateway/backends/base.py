@@ -9,13 +9,11 @@ Contract, for every implementation:
 """
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pydantic import JsonValue
-
-from gateway.job import Call
-from gpu_server.protocol import Failure, Missing, OutputFile, Slot
+from gateway.job import Call, Produced
+from gpu_server.protocol import Failure, Missing, Slot
 
 
 class BackendError(Exception):
@@ -31,7 +29,15 @@ class BackendFull(BackendError):
 
 
 class RunLost(BackendError):
-    """The backend answers and does not know the run: it never had it or lost it."""
+    """The backend answers and does not know the run: it never had it or lost it.
+
+    Also what it is when the engine behind the backend died with the run: `executed` says that it
+    had begun to execute there, which counts as a death of the run (three of them end the job).
+    """
+
+    def __init__(self, message: str = "", *, executed: bool = False) -> None:
+        super().__init__(message)
+        self.executed = executed
 
 
 class RunFailed(BackendError):
@@ -65,17 +71,6 @@ class Progressed:
     node: str | None = None
     step: int | None = None
     steps: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Produced:
-    """The run is over and its files lie in their slots."""
-
-    outputs: tuple[OutputFile, ...]
-    params: dict[str, JsonValue]
-    engine: str
-    duration_seconds: float
-    texts: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
 
 Readiness = Literal["ready", "missing", "unknown"]

@@ -1,0 +1,254 @@
+"""A GPU service as a backend: ComfyUI's neighbour, on this host or another."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing, suppress
+from typing import cast
+
+import httpx
+from pydantic import JsonValue
+
+from gateway.backends.base import (
+    BackendError,
+    BackendUnreachable,
+    Order,
+    Progressed,
+    RunCancelled,
+    RunFailed,
+    RunLost,
+    WorkflowReadiness,
+)
+from gateway.backends.gpu_service import GpuService, WorkflowMismatch
+from gateway.job import Produced
+from gpu_server.protocol import (
+    VERSION,
+    Failure,
+    Health,
+    RunRequest,
+    RunStatus,
+    WorkflowRef,
+    Workflows,
+    WorkflowStatus,
+)
+from gpu_server.workflow import Workflow
+
+_log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 10.0
+_LOOK_WHILE_AWAY_S = 2.0
+# failures that say nothing about the run itself: ComfyUI went away with it
+_ENGINE_DIED = frozenset({"lost", "comfyui_wedged"})
+# streams in a row that end early and without news, before it is called unreachable
+_BARREN_STREAMS = 3
+_EARLY_S = 5.0
+
+
+class Sidecar:
+    """One GPU service."""
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        token: str | None,
+        http: httpx.AsyncClient,
+        workflows: Mapping[str, Workflow],
+        *,
+        on_change: Callable[[], None] | None = None,
+    ) -> None:
+        self.on_change = on_change
+        """Called when capacity, models or readiness are not what they were."""
+        self._name = name
+        self._workflows = workflows
+        self._look_now = asyncio.Event()
+        self._service = GpuService(name, url, token, http, on_away=self._look_now.set)
+        self._health: Health | None = None
+        self._seen: Workflows | None = None
+        self._statuses: dict[str, WorkflowStatus] = {}
+        self._installed: dict[str, frozenset[str]] | None = None
+        self._trouble: str | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        """Stable name, stored with each run it is granted."""
+        return self._name
+
+    @property
+    def capacity(self) -> int:
+        """Runs it takes at once; 0 while it, or its ComfyUI, does not answer."""
+        return self._health.capacity if self._health and self._health.comfyui_available else 0
+
+    @property
+    def engine(self) -> str | None:
+        """`comfyui`, `simulator`, or None while not known."""
+        return self._seen.engine if self._seen else None
+
+    @property
+    def installed(self) -> Mapping[str, frozenset[str]] | None:
+        """Model files by folder, as last seen; None while not known."""
+        return self._installed
+
+    @property
+    def health(self) -> Health | None:
+        """What it says of itself; None while it does not answer."""
+        return self._health
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it is not reached, in one sentence; None while it is."""
+        return self._trouble
+
+    def readiness(self, workflow: str, digest: str) -> WorkflowReadiness:
+        """Whether it can carry out that workflow, as last seen.
+
+        Another digest there is no obstacle: graph and manifest are then sent along.
+        """
+        del digest
+        known = self._statuses.get(workflow)
+        if known is None:
+            return WorkflowReadiness(readiness="unknown")
+        return WorkflowReadiness(readiness=known.readiness, missing=tuple(known.missing))
+
+    async def start(self, order: Order) -> str:
+        """Begin or adopt the run; its reference is its id."""
+        call = order.call
+        request = RunRequest(
+            version=VERSION,
+            workflow=WorkflowRef(name=call.workflow, digest=call.digest),
+            params=call.params,
+            outputs=list(order.slots),
+            timeout_s=call.timeout_s,
+        )
+        try:
+            await self._service.put(order.run_id, request)
+        except WorkflowMismatch:
+            try:
+                await self._service.put(order.run_id, self._inline(request, order))
+            except WorkflowMismatch as error:
+                raise self._service.foreign() from error
+        return order.run_id
+
+    async def follow(self, run_id: str, reference: str) -> AsyncIterator[Progressed | Produced]:
+        """What happens to it; a dropped stream is opened again at once."""
+        del reference
+        last, barren = -1.0, 0
+        clock = asyncio.get_running_loop().time
+        while barren < _BARREN_STREAMS:
+            barren += 1
+            opened = clock()
+            async with aclosing(self._service.events(run_id)) as events:
+                async for event in events:
+                    if event.status is not None:
+                        yield self._ended(event.status)
+                        return
+                    # a new stream begins with the present state: no news by itself
+                    if event.progress is None or event.progress.fraction <= last:
+                        continue
+                    barren, last = 0, event.progress.fraction
+                    yield Progressed(**event.progress.model_dump())
+            if clock() - opened > _EARLY_S:
+                barren = 0
+        self._look_now.set()
+        raise BackendUnreachable(f"{self._name}: its event streams break off")
+
+    async def cancel(self, run_id: str, reference: str | None) -> None:
+        """Stop it wherever it is."""
+        del reference
+        await self._service.remove(run_id)
+
+    async def forget(self, run_id: str, reference: str) -> None:
+        """Its files are safe with us: it may be removed there."""
+        del reference
+        await self._service.remove(run_id)
+
+    async def start_watching(self) -> None:
+        """Look at the service now, then every 10 s (2 s while it takes nothing)."""
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch(), name=f"watch {self._name}")
+
+    async def close(self) -> None:
+        """Stop watching."""
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
+            self._watching = None
+
+    async def look(self) -> None:
+        """Ask once for health, workflows and models."""
+        before = (self.capacity, self._seen)
+        try:
+            # a wrong token shows here; `/health` is open and only says less without it
+            seen = await self._service.workflows()
+            health = await self._service.health()
+        except BackendError as error:
+            self._health = None
+            self._note(str(error))
+        else:
+            self._health = health
+            self._note(None)
+            if seen != self._seen:
+                self._remember(seen)
+        if before != (self.capacity, self._seen) and self.on_change is not None:
+            self.on_change()
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                await self.look()
+            except Exception:  # noqa: BLE001 - a dead watcher would freeze the last capacity
+                _log.exception("looking at GPU service %s", self._name)
+            # only now: the look's own failure calls for another look, too
+            self._look_now.clear()
+            pause = _LOOK_EVERY_S if self.capacity else _LOOK_WHILE_AWAY_S
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._look_now.wait(), pause)
+
+    def _remember(self, seen: Workflows) -> None:
+        self._seen = seen
+        self._statuses = {status.name: status for status in seen.workflows}
+        self._installed = {folder: frozenset(files) for folder, files in seen.installed.items()}
+
+    def _note(self, trouble: str | None) -> None:
+        if trouble == self._trouble:
+            return
+        self._trouble = trouble
+        if trouble is None:
+            _log.info("GPU service %s answers", self._name)
+        else:
+            _log.warning("GPU service %s", trouble)
+
+    def _inline(self, request: RunRequest, order: Order) -> RunRequest:
+        """Send the workflow itself along."""
+        workflow = self._workflows.get(order.call.workflow)
+        if workflow is None or workflow.digest != order.call.digest:
+            raise RunFailed(
+                Failure(
+                    kind="fatal",
+                    code="workflow_changed",
+                    message="The workflow changed after this job was accepted; submit it again.",
+                ),
+                executed=False,
+            )
+        manifest = workflow.manifest.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        graph = cast("dict[str, JsonValue]", workflow.graph)
+        return request.model_copy(update={"graph": graph, "manifest": manifest})
+
+    def _ended(self, status: RunStatus) -> Produced:
+        if status.state == "completed":
+            return Produced(
+                outputs=tuple(status.outputs),
+                params=status.params,
+                engine=status.engine or self.engine or "unknown",
+                duration_seconds=status.duration_seconds or 0.0,
+                texts=status.texts,
+            )
+        if status.state == "cancelled":
+            raise RunCancelled(self._name)
+        if status.state == "failed" and status.failure is not None:
+            if status.failure.code in _ENGINE_DIED:
+                raise RunLost(status.failure.message, executed=status.executed)
+            raise RunFailed(status.failure, executed=status.executed)
+        raise self._service.foreign()
