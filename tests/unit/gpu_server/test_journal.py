@@ -1,0 +1,86 @@
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from gpu_server.journal import Journal
+
+
+async def test_the_client_id_outlives_the_process(tmp_path: Path) -> None:
+    async with Journal(tmp_path / "j.db") as journal:
+        first = await journal.client_id()
+        assert await journal.client_id() == first
+    async with Journal(tmp_path / "j.db") as journal:
+        assert await journal.client_id() == first
+    async with Journal(tmp_path / "other.db") as journal:
+        assert await journal.client_id() != first
+
+
+async def test_a_run_goes_from_accepted_to_delivered_and_is_unfinished_until_then(
+    tmp_path: Path,
+) -> None:
+    async with Journal(tmp_path / "deep" / "j.db") as journal:
+        assert await journal.put("a", b"request")
+        assert await journal.claim("a") == "accepted"
+        for state in ("posting", "posted"):
+            await journal.move("a", state)
+            (row,) = await journal.unfinished()
+            assert (row.run_id, row.state, row.request) == ("a", state, b"request")
+        await journal.move("a", "delivered")
+        assert await journal.unfinished() == []
+        row = await journal.get("a")
+        assert row is not None
+        assert row.state == "delivered"
+
+
+async def test_what_was_asked_for_changes_only_while_nothing_was_sent(tmp_path: Path) -> None:
+    async with Journal(tmp_path / "j.db") as journal:
+        assert await journal.put("a", b"first")
+        assert await journal.put("a", b"second")
+        await journal.claim("a")
+        assert not await journal.put("a", b"third")
+        row = await journal.get("a")
+        assert row is not None
+        assert (row.state, row.request) == ("posting", b"second")
+
+
+async def test_a_claim_tells_what_may_have_been_sent_and_changes_only_what_was_not(
+    tmp_path: Path,
+) -> None:
+    async with Journal(tmp_path / "j.db") as journal:
+        assert await journal.claim("a") is None
+        assert await journal.claim("a") == "posting"
+        await journal.move("a", "posted")
+        assert await journal.claim("a") == "posted"
+        row = await journal.get("a")
+        assert row is not None
+        assert (row.state, row.request) == ("posted", b"")
+
+
+async def test_only_old_delivered_runs_are_purged(tmp_path: Path) -> None:
+    async with Journal(tmp_path / "j.db") as journal:
+        for run_id in ("going", "delivered"):
+            await journal.put(run_id, b"")
+        await journal.move("delivered", "delivered")
+        assert await journal.purge_delivered(3600) == []
+        assert await journal.purge_delivered(-1) == ["delivered"]
+        assert [row.run_id for row in await journal.unfinished()] == ["going"]
+        await journal.delete("going")
+        await journal.delete("going")
+        assert await journal.unfinished() == []
+
+
+async def test_calls_at_once_keep_their_order(tmp_path: Path) -> None:
+    async with Journal(tmp_path / "j.db") as journal:
+        moves = [journal.move("a", state) for state in ("posting", "posted", "delivered")]
+        await asyncio.gather(*moves)
+        row = await journal.get("a")
+    assert row is not None
+    assert row.state == "delivered"
+
+
+async def test_a_file_that_is_no_journal_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "j.db").write_bytes(b"not a database, but long enough to be read as one" * 10)
+    with pytest.raises(sqlite3.DatabaseError):
+        await Journal(tmp_path / "j.db").__aenter__()
