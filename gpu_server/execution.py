@@ -1,0 +1,290 @@
+"""What carrying out one run takes: files in, graph, ComfyUI, files out, verdict."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import aclosing
+from typing import cast
+
+from pydantic import BaseModel, ConfigDict
+
+from gpu_server.bind import ParamError
+from gpu_server.catalogue import Catalogue
+from gpu_server.comfy import (
+    ComfyClient,
+    ComfyFile,
+    ComfyUnavailable,
+    Finished,
+    Produced,
+    RunCancelled,
+    RunFailed,
+    Started,
+    Stepped,
+)
+from gpu_server.delivery import Deliverer
+from gpu_server.fetch import origin_of
+from gpu_server.graph import WorkflowError
+from gpu_server.inputs import Uploader
+from gpu_server.journal import Journal
+from gpu_server.protocol import Failure, Progress, RunRequest, Slot
+from gpu_server.run import Plan, Run, plan_outputs
+from gpu_server.workflow import Workflow
+
+_log = logging.getLogger(__name__)
+
+_STOP_S = 10
+
+
+class JournalEntry(BaseModel):
+    """A run as the journal keeps it; `plan` once the graph is made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    request: RunRequest
+    plan: Plan | None = None
+
+
+class Executor:
+    """Carries out runs; `carry_out` ends each of them in one of the final states."""
+
+    def __init__(
+        self,
+        *,
+        comfy: ComfyClient,
+        catalogue: Catalogue,
+        journal: Journal,
+        uploader: Uploader,
+        deliverer: Deliverer,
+    ) -> None:
+        self._comfy = comfy
+        self._catalogue = catalogue
+        self._journal = journal
+        self._uploader = uploader
+        self._deliverer = deliverer
+        self._connected = asyncio.Event()
+        comfy.on_connect(self._connected.set)
+
+    async def carry_out(self, run: Run) -> None:
+        """Bring a run to its end; raises nothing but cancellation of the process's own stop."""
+        try:
+            await self._carry_out(run)
+        except asyncio.CancelledError:
+            if not run.cancel_asked:
+                raise
+            run.end("cancelled")
+        except Exception as error:  # noqa: BLE001 - the outermost ring: a run always ends
+            _end(run, error)
+        status = run.status
+        _log.info(
+            "run %s %s%s after %s s of execution",
+            run.run_id,
+            status.state,
+            f" ({status.failure.code})" if status.failure else "",
+            status.duration_seconds,
+        )
+        if status.state == "completed":
+            await self._journal.move(run.run_id, "delivered")
+        else:
+            await self._journal.delete(run.run_id)
+
+    async def _carry_out(self, run: Run) -> None:
+        plan = run.plan or await self._prepare(run)
+        run.planned(plan)
+        try:
+            await self._follow(run, plan)
+        except BaseExceptionGroup as group:
+            # One cause reaches the caller: the first, whatever it tore down with it.
+            cause = next(_leaves(group))
+            if run.in_comfyui:
+                await self._stop(run)
+            raise cause from None
+        if run.cancel_asked:
+            # The interrupt came too late: ComfyUI had finished.
+            raise RunCancelled
+        _check_complete(run, plan)
+        run.end("completed", engine=self._comfy.engine)
+
+    async def _prepare(self, run: Run) -> Plan:
+        """Upload the inputs and make the graph; the journal has the plan before ComfyUI has it."""
+        request, workflow = run.request, run.workflow
+        if workflow is None:
+            raise RunFailed("transient", "lost", "the service was restarted before the run began")
+        await self._reached(request.timeout_s)
+        if request.inputs and run.deliver:
+            await self._record(run, None)
+        trusted = {origin_of(slot.url) for slot in request.outputs}
+        uploads = {
+            param: [
+                await self._uploader.upload(run.run_id, param, n, file, trusted=trusted)
+                for n, file in enumerate(files)
+            ]
+            for param, files in request.inputs.items()
+        }
+        plan = await self.plan(run.run_id, request, workflow, uploads=uploads)
+        if run.deliver:
+            await self._record(run, plan)
+        return plan
+
+    async def plan(
+        self,
+        run_id: str,
+        request: RunRequest,
+        workflow: Workflow,
+        *,
+        uploads: dict[str, list[str]] | None = None,
+    ) -> Plan:
+        """Make a run's graph; raises ParamError, or RunFailed when ComfyUI lacks something."""
+        if request.models:
+            raise RunFailed("usage", "unsupported", "this service does not fetch models")
+        object_info = await self._catalogue.ready(workflow)
+        try:
+            bound = workflow.bind(
+                request.params, run_id=run_id, object_info=object_info, uploads=uploads
+            )
+        except ParamError as error:
+            if error.code != "model_not_installed":
+                raise
+            # The file may be younger than what is known of ComfyUI.
+            object_info = await self._catalogue.ready(workflow, refresh=True)
+            bound = workflow.bind(
+                request.params, run_id=run_id, object_info=object_info, uploads=uploads
+            )
+        return Plan(graph=bound.graph, params=bound.params, outputs=dict(plan_outputs(workflow)))
+
+    async def _reached(self, timeout_s: float) -> None:
+        """Wait for the first connection: a resumed run may be earlier than it."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._connected.wait()
+        except TimeoutError:
+            raise ComfyUnavailable from None
+
+    async def _record(self, run: Run, plan: Plan | None) -> None:
+        entry = JournalEntry(request=run.request, plan=plan)
+        if plan is not None and run.request.inputs:
+            await self._journal.delete(run.run_id)
+        await self._journal.put(run.run_id, entry.model_dump_json().encode())
+
+    async def _follow(self, run: Run, plan: Plan) -> None:
+        """Pass on what ComfyUI tells; each file is on its way while later nodes still run."""
+        collector = _Collector(run, plan)
+        run.in_comfyui = True
+        events = self._comfy.run(run.run_id, plan.graph, timeout_s=run.request.timeout_s)
+        async with aclosing(events), asyncio.TaskGroup() as deliveries:
+            while True:
+                try:
+                    event = await anext(events)
+                except (StopAsyncIteration, RunFailed, RunCancelled) as end:
+                    # ComfyUI is done with it: there is nothing left there to interrupt.
+                    run.in_comfyui = False
+                    if isinstance(end, StopAsyncIteration):
+                        break
+                    raise
+                match event:
+                    case Started():
+                        run.started(self._comfy.engine)
+                    case Stepped():
+                        run.stepped(_progress(event))
+                    case Produced():
+                        for file, slot in collector.take(event):
+                            deliveries.create_task(self._deliver(run, file, slot))
+                    case Finished():
+                        pass
+
+    async def _deliver(self, run: Run, file: ComfyFile, slot: Slot) -> None:
+        run.delivered(await self._deliverer.deliver(file, slot))
+
+    async def _stop(self, run: Run) -> None:
+        """Spare the GPU a run whose result nobody can get."""
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await self._comfy.interrupt(run.run_id)
+        except (RunFailed, TimeoutError):
+            _log.warning("run %s could not be interrupted", run.run_id)
+
+
+class _Collector:
+    """Sorts what nodes produce into the run's outputs and slots."""
+
+    def __init__(self, run: Run, plan: Plan) -> None:
+        self._run = run
+        self._plan = plan
+        self._slots = {slot.name: slot for slot in run.request.outputs}
+        self._taken: Counter[str] = Counter()
+
+    def take(self, event: Produced) -> list[tuple[ComfyFile, Slot]]:
+        """Return what to deliver where; raises RunFailed when there are more files than slots."""
+        found: list[tuple[ComfyFile, Slot]] = []
+        for name, output in self._plan.outputs.items():
+            if output.node != event.node:
+                continue
+            if output.kind == "text":
+                self._run.said(name, event.texts)
+                continue
+            files = [f for f in event.files if output.key in (None, f.key)]
+            if self._run.deliver:
+                found += [(file, self._slot(name)) for file in files]
+            else:
+                self._run.produced.extend(files)
+        return found
+
+    def _slot(self, name: str) -> Slot:
+        number = self._taken[name]
+        self._taken[name] += 1
+        slot = self._slots.get(f"{name}/{number}")
+        if slot is None:
+            raise RunFailed(
+                "fatal", "too_many_outputs", f"the workflow made more {name} than {number}"
+            )
+        return slot
+
+
+def _check_complete(run: Run, plan: Plan) -> None:
+    for name, output in plan.outputs.items():
+        if output.kind == "text":
+            count = len(run.status.texts.get(name, ()))
+        elif run.deliver:
+            count = sum(o.slot.startswith(f"{name}/") for o in run.status.outputs)
+        else:
+            count = sum(f.node == output.node for f in run.produced)
+        if count < output.min:
+            raise RunFailed("fatal", "no_output", f"the workflow made no {name}")
+
+
+def _progress(event: Stepped) -> Progress:
+    return Progress(fraction=event.fraction, node=event.node, step=event.step, steps=event.steps)
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(cast("BaseExceptionGroup[BaseException]", error))
+        else:
+            yield error
+
+
+def _end(run: Run, error: Exception) -> None:
+    if run.cancel_asked:
+        run.end("cancelled")
+        return
+    match error:
+        case RunCancelled():
+            run.end("cancelled")
+        case RunFailed():
+            run.end("failed", failure=error.failure)
+        case ParamError():
+            run.end("failed", failure=Failure(kind="usage", code=error.code, message=error.message))
+        case WorkflowError():
+            run.end(
+                "failed",
+                failure=Failure(kind="fatal", code="workflow_invalid", message=str(error)),
+            )
+        case _:
+            _log.error("run %s failed", run.run_id, exc_info=error)
+            run.end(
+                "failed",
+                failure=Failure(
+                    kind="fatal", code="internal_error", message="the GPU service failed"
+                ),
+            )

@@ -1,0 +1,262 @@
+"""Download from an address nobody should trust: names, redirects, size and time are all checked.
+
+A name is resolved here, every address it has is checked, and the connection goes to a checked
+address: a second look-up by the HTTP client, which could answer differently, never happens.
+"""
+
+import asyncio
+import hashlib
+import ipaddress
+import socket
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import httpx
+
+MAX_REDIRECTS = 3
+CHUNK = 256 * 1024
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_LONGEST_SIZE = 18
+_PORTS = {"http": 80, "https": 443}
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+FetchCode = Literal["url_refused", "fetch_failed", "file_too_large", "fetch_timeout"]
+
+
+class FetchError(Exception):
+    """A file could not be fetched; the message never holds the address's path or query."""
+
+    def __init__(self, code: FetchCode, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.code: FetchCode = code
+        self.message = message
+        self.retryable = retryable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Download:
+    """An open download: what the other side says about it, and its bytes."""
+
+    media_type: str | None
+    """As claimed; callers look at the bytes themselves."""
+    size: int | None
+    """As claimed, and never more than the limit."""
+    chunks: AsyncIterator[bytes]
+    """Ends with FetchError when the limit of size or time is passed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchedFile:
+    """A file that now lies on this disk."""
+
+    path: Path
+    media_type: str | None
+    size: int
+    sha256: str
+
+
+@cache
+def tls_context() -> ssl.SSLContext:
+    """Return the process's one TLS context: reading the certificates takes a third of a second."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
+def is_public(address: str) -> bool:
+    """Tell whether an IP address is on the public internet, also when wrapped in IPv6."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if inner is None and ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast
+
+
+def origin_of(url: str | httpx.URL) -> str:
+    """Reduce an address to `scheme://host:port`."""
+    parsed = httpx.URL(url)
+    return f"{parsed.scheme}://{parsed.host}:{parsed.port or _PORTS.get(parsed.scheme, 0)}"
+
+
+async def resolve_public(host: str, port: int) -> str:
+    """Return an address of the host; refuses it when any of its addresses is not public."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise FetchError("fetch_failed", f"{host} can't be resolved", retryable=True) from None
+    addresses = [str(entry[4][0]) for entry in found]
+    if not addresses or not all(is_public(a) for a in addresses):
+        raise FetchError("url_refused", f"{host} is not a public address")
+    return addresses[0]
+
+
+class Fetcher:
+    """Fetches files; one per process, used as an async context manager.
+
+    Addresses whose origin is in `allow_origins` (`http://127.0.0.1:8000`, say) are taken without
+    the address check: the service's own links.
+    """
+
+    def __init__(self, *, allow_origins: Collection[str] = ()) -> None:
+        self._allowed = frozenset(origin_of(o) for o in allow_origins)
+        # No environment proxies: a proxy would resolve the name again. No kept connections to
+        # strangers: one opened for another name at the same address must not be reused.
+        limits = httpx.Limits(max_connections=64, max_keepalive_connections=0)
+        timeout = httpx.Timeout(20, pool=60)
+        self._strangers = httpx.AsyncClient(
+            trust_env=False, timeout=timeout, limits=limits, verify=tls_context()
+        )
+        self._own = httpx.AsyncClient(trust_env=False, timeout=timeout, verify=tls_context())
+
+    async def __aenter__(self) -> Self:
+        """Open nothing yet."""
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        """Close every connection."""
+        await self._strangers.aclose()
+        await self._own.aclose()
+
+    @asynccontextmanager
+    async def open(
+        self, url: str, *, max_bytes: int, timeout_s: float, allow_origins: Collection[str] = ()
+    ) -> AsyncGenerator[Download]:
+        """Start a download; leaving the context ends it. Raises FetchError."""
+        allowed = self._allowed | {origin_of(o) for o in allow_origins}
+        clock = asyncio.timeout(timeout_s)
+        try:
+            async with clock, AsyncExitStack() as stack:
+                with _translated():
+                    response = await self._follow(_parse(url), allowed, stack)
+                yield _download(response, max_bytes)
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            raise FetchError(
+                "fetch_timeout", f"not done within {timeout_s:g} s", retryable=True
+            ) from None
+
+    async def to_path(
+        self,
+        url: str,
+        path: Path,
+        *,
+        max_bytes: int,
+        timeout_s: float,
+        allow_origins: Collection[str] = (),
+    ) -> FetchedFile:
+        """Download into a new file; nothing is left of one that fails."""
+        digest, size = hashlib.sha256(), 0
+        opened = self.open(
+            url, max_bytes=max_bytes, timeout_s=timeout_s, allow_origins=allow_origins
+        )
+        async with opened as download:
+            file = await asyncio.to_thread(path.open, "xb")
+            try:
+                async for chunk in download.chunks:
+                    digest.update(chunk)
+                    size += len(chunk)
+                    await asyncio.to_thread(file.write, chunk)
+                await asyncio.to_thread(file.close)
+            except BaseException:
+                file.close()
+                path.unlink(missing_ok=True)  # noqa: ASYNC240 - must not be interrupted again
+                raise
+        return FetchedFile(
+            path=path, media_type=download.media_type, size=size, sha256=digest.hexdigest()
+        )
+
+    async def _follow(
+        self, url: httpx.URL, allowed: frozenset[str], stack: AsyncExitStack
+    ) -> httpx.Response:
+        """Send the request and follow redirects, each checked like the first address."""
+        for _ in range(MAX_REDIRECTS + 1):
+            client, request = await self._request(url, allowed)
+            response = await client.send(request, stream=True)
+            stack.push_async_callback(response.aclose)
+            if response.status_code not in _REDIRECTS:
+                break
+            await response.aclose()
+            url = _parse(response.headers.get("location", ""), base=url)
+        else:
+            raise FetchError("fetch_failed", f"more than {MAX_REDIRECTS} redirects")
+        status = response.status_code
+        if status != HTTPStatus.OK:
+            raise FetchError(
+                "fetch_failed",
+                f"{url.host} answered {status}",
+                retryable=response.is_server_error or status == HTTPStatus.TOO_MANY_REQUESTS,
+            )
+        return response
+
+    async def _request(
+        self, url: httpx.URL, allowed: frozenset[str]
+    ) -> tuple[httpx.AsyncClient, httpx.Request]:
+        # A compressed body could unfold to any size.
+        headers = {"accept-encoding": "identity"}
+        if origin_of(url) in allowed:
+            return self._own, self._own.build_request("GET", url, headers=headers)
+        port = url.port or _PORTS[url.scheme]
+        name = url.raw_host.decode("ascii")
+        address = await resolve_public(name, port)
+        headers["host"] = url.netloc.decode("ascii")
+        # The certificate must be the name's, not the address's.
+        extensions: dict[str, Any] = {"sni_hostname": name}
+        return self._strangers, self._strangers.build_request(
+            "GET", url.copy_with(host=address), headers=headers, extensions=extensions
+        )
+
+
+def _parse(url: str, *, base: httpx.URL | None = None) -> httpx.URL:
+    try:
+        parsed = base.join(url) if base is not None else httpx.URL(url)
+    except (httpx.InvalidURL, UnicodeError, ValueError):
+        raise FetchError("url_refused", "not a valid address") from None
+    if parsed.scheme not in _PORTS or not parsed.host:
+        raise FetchError("url_refused", "only http and https addresses are fetched")
+    if parsed.userinfo:
+        raise FetchError("url_refused", "an address must not carry a user or password")
+    return parsed
+
+
+def _download(response: httpx.Response, max_bytes: int) -> Download:
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise FetchError("fetch_failed", "the answer is compressed although that was not asked for")
+    claimed = response.headers.get("content-length", "")
+    size = int(claimed) if claimed.isdecimal() and len(claimed) <= _LONGEST_SIZE else None
+    if size is not None and size > max_bytes:
+        raise _too_large(max_bytes)
+    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return Download(media_type=media_type or None, size=size, chunks=_limited(response, max_bytes))
+
+
+async def _limited(response: httpx.Response, max_bytes: int) -> AsyncIterator[bytes]:
+    size = 0
+    with _translated():
+        async for chunk in response.aiter_raw(CHUNK):
+            size += len(chunk)
+            if size > max_bytes:
+                raise _too_large(max_bytes)
+            yield chunk
+
+
+@contextmanager
+def _translated() -> Generator[None]:
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise FetchError(
+            "fetch_failed", f"the connection failed ({type(error).__name__})", retryable=True
+        ) from None
+
+
+def _too_large(max_bytes: int) -> FetchError:
+    return FetchError("file_too_large", f"the file is larger than {max_bytes} bytes")

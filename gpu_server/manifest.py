@@ -1,0 +1,174 @@
+"""The manifest beside a workflow graph: where each parameter goes, and what the graph needs.
+
+The format is described with examples in `docs/workflows.md`.
+"""
+
+from typing import Annotated, Literal, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+PREFIX_ROOT = "jobs/{run_id}/"
+"""Every file prefix begins with this, so that a run's files lie in a folder of their own."""
+
+ModelFolder = Literal["checkpoints", "loras"]
+OutputKind = Literal["image", "video", "audio", "model", "text", "file"]
+
+
+class Closed(BaseModel):
+    """Base of the manifest's parts: closed and frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelRequirement(Closed):
+    """A model file the graph names, under ComfyUI's own keys, where to get it, and its terms."""
+
+    name: str
+    url: str
+    directory: str
+    hash: str | None = None
+    hash_type: str | None = None
+    bytes: int | None = Field(default=None, ge=0)
+    license: str
+    commercial: bool
+    """The licence allows commercial use."""
+    gated: bool = False
+    """The download asks for an account that accepted the licence."""
+
+
+class Pack(Closed):
+    """A custom node pack by its registry id."""
+
+    cnr_id: str
+    ver: str | None = None
+    repo: str | None = None
+
+
+class ComfyVersions(Closed):
+    """Versions of ComfyUI this workflow is known to run on."""
+
+    min: str
+    tested: tuple[str, ...] = ()
+
+
+class Limits(Closed):
+    """Bounds narrower than the tool's own, for this workflow's model family."""
+
+    minimum: float | None = None
+    maximum: float | None = None
+    multiple_of: float | None = Field(default=None, gt=0)
+
+
+class Target(Closed):
+    """One graph input a parameter goes to, and what happens to the value on its way."""
+
+    to: str
+    """`<node id>.<input>`, or `title:<node title>.<input>` when exactly one node has that title."""
+    scale: float = 1
+    offset: float = 0
+    clamp: tuple[float, float] | None = None
+    map: dict[str, str | int | float | bool] | None = None
+    """Value (as text) to what the graph gets; any other value is refused."""
+    template: str | None = None
+    """Text in which `{value}` is replaced."""
+
+    @property
+    def transforms(self) -> bool:
+        """The number is changed on its way."""
+        return self.scale != 1 or self.offset != 0 or self.clamp is not None
+
+    @model_validator(mode="after")
+    def _one_operation(self) -> "Target":
+        if sum((self.transforms, self.map is not None, self.template is not None)) > 1:
+            raise ValueError("scale/offset/clamp, map and template exclude one another")
+        if self.scale == 0:
+            raise ValueError("scale must not be 0")
+        if self.template is not None and "{value}" not in self.template:
+            raise ValueError("template needs {value}")
+        return self
+
+
+class Chain(Closed):
+    """A group of nodes repeated once per list item; without items it is bypassed."""
+
+    nodes: tuple[str, ...] = Field(min_length=1)
+    links: dict[str, str] = Field(min_length=1)
+    """`<node>:<output slot>` of one copy feeds `<node>.<input>` of the next."""
+    set: dict[str, str] = Field(min_length=1)
+    """Graph input to the item's key; `.` is the item itself. A key left out keeps the literal."""
+    choices: dict[str, ModelFolder] = Field(default_factory=dict)
+    """Item key to the folder whose installed files it may name."""
+    max_items: int = Field(default=8, ge=1, le=64)
+
+
+class Absent(Closed):
+    """What happens to the graph when an optional parameter is not given."""
+
+    bypass: tuple[str, ...] = ()
+
+
+def _targets(value: object) -> object:
+    items = cast("list[object]", value) if isinstance(value, list) else [value]
+    return [{"to": item} if isinstance(item, str) else item for item in items]
+
+
+class Param(Closed):
+    """How one parameter changes the graph."""
+
+    bind: Annotated[tuple[Target, ...], BeforeValidator(_targets)] = ()
+    required: bool = False
+    seed: bool = False
+    """Drawn at random when absent; always reported."""
+    upload: Literal["image", "mask", "audio", "video"] | None = None
+    """The value is a file, uploaded to ComfyUI; the graph gets the name ComfyUI returned."""
+    choices: ModelFolder | None = None
+    """The value must be an installed file of this folder."""
+    chain: Chain | None = None
+    limits: Limits | None = None
+    absent: Absent | None = None
+
+    @model_validator(mode="after")
+    def _does_something(self) -> "Param":
+        if (self.chain is None) == (not self.bind):
+            raise ValueError("a parameter has either bind or chain")
+        if self.seed and self.required:
+            raise ValueError("a seed is never required: it is drawn when absent")
+        return self
+
+
+class Output(Closed):
+    """What a run delivers under one name."""
+
+    node: str
+    kind: OutputKind
+    key: str | None = None
+    """Only files under this key of the node's output; absent = every file of the node."""
+    min: int = Field(default=1, ge=0)
+    max: int | str = 16
+    """A number, or the parameter that holds it."""
+
+
+class Manifest(Closed):
+    """The file `<name>.yaml` beside `<name>.json`."""
+
+    manifest: Literal[1]
+    tool: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
+    variant: str | None = None
+    title: str
+    comfyui: ComfyVersions | None = None
+    models: tuple[ModelRequirement, ...] = ()
+    packs: tuple[Pack, ...] = ()
+    vram_gb: float | None = None
+    guard: dict[str, str] = Field(default_factory=dict)
+    """Node id to the class_type it must have: a re-exported graph cannot be bound wrongly."""
+    params: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Param]
+    fixed: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Graph input to a value; `{run_id}` is replaced."""
+    outputs: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Output] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _outputs_count(self) -> "Manifest":
+        for name, output in self.outputs.items():
+            if isinstance(output.max, str) and output.max not in self.params:
+                raise ValueError(f"outputs.{name}.max names no parameter: {output.max}")
+        return self

@@ -1,0 +1,40 @@
+"""What a file is, by its first bytes and its name."""
+
+import mimetypes
+import struct
+
+HEAD = 64
+"""Bytes that `sniff` and `picture_size` look at."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_HEADER = 24
+_SIGNATURES = (
+    (0, _PNG, "image/png"),
+    (0, b"\xff\xd8\xff", "image/jpeg"),
+    (0, b"GIF8", "image/gif"),
+    (8, b"WEBP", "image/webp"),
+    (4, b"ftyp", "video/mp4"),
+    (0, b"\x1aE\xdf\xa3", "video/webm"),
+    (0, b"glTF", "model/gltf-binary"),
+    (0, b"fLaC", "audio/flac"),
+    (0, b"OggS", "audio/ogg"),
+    (0, b"ID3", "audio/mpeg"),
+)
+_BY_NAME = {".safetensors": "application/octet-stream", ".mkv": "video/x-matroska"}
+
+
+def sniff(head: bytes, filename: str) -> str:
+    """Name a file's media type, from its bytes where they tell."""
+    for at, signature, media_type in _SIGNATURES:
+        if head[at : at + len(signature)] == signature:
+            return media_type
+    ending = filename[filename.rfind(".") :].lower()
+    return _BY_NAME.get(ending) or mimetypes.guess_type(filename)[0] or "application/octet-stream"
+
+
+def picture_size(head: bytes) -> tuple[int, int] | None:
+    """Read width and height off a PNG's header."""
+    if len(head) < _PNG_HEADER or not head.startswith(_PNG):
+        return None
+    width, height = struct.unpack(">II", head[16:24])
+    return width, height

@@ -1,0 +1,322 @@
+"""The routes of the GPU service: runs by id, health, workflows, and the plain call."""
+
+import base64
+import secrets
+import uuid
+from collections.abc import AsyncGenerator
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from gpu_server.bind import ParamError
+from gpu_server.catalogue import WorkflowMismatch
+from gpu_server.comfy import RunFailed
+from gpu_server.graph import WorkflowError
+from gpu_server.problems import Problem
+from gpu_server.protocol import (
+    VERSION,
+    Engine,
+    Event,
+    Health,
+    RunRequest,
+    RunStatus,
+    WorkflowRef,
+    Workflows,
+)
+from gpu_server.run import Run
+from gpu_server.runs import AtCapacity
+from gpu_server.service import Service
+from gpu_server.workflow import Workflow
+
+HEARTBEAT_S = 10
+MAX_REQUEST_BYTES = 8 * 1024**2
+MAX_INLINE_BYTES = 64 * 1024**2
+"""Largest picture a plain call answers with."""
+_BUSY_AFTER_S = "1"
+_AWAY_AFTER_S = "5"
+_PROTOCOL = [f"v{VERSION}"]
+_VERSION = version("genmedia-gateway")
+
+
+def service_of(request: Request) -> Service:
+    """Return the service that the app's lifespan built."""
+    return request.app.state.service
+
+
+def has_token(request: Request) -> bool:
+    """Tell whether the caller may do more than look at the health."""
+    token = service_of(request).settings.gpu_service_token
+    if token is None:
+        return True
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    expected = token.get_secret_value()
+    return scheme.lower() == "bearer" and secrets.compare_digest(
+        given.strip().encode(), expected.encode()
+    )
+
+
+def require_token(request: Request) -> None:
+    """Refuse a caller without the shared token."""
+    if not has_token(request):
+        raise Problem(
+            HTTPStatus.UNAUTHORIZED,
+            "unauthorized",
+            "Send the shared token: Authorization: Bearer <GPU_SERVICE_TOKEN>.",
+            headers={"www-authenticate": "Bearer"},
+        )
+
+
+Here = Annotated[Service, Depends(service_of)]
+
+guarded = APIRouter(dependencies=[Depends(require_token)])
+open_to_all = APIRouter()
+
+
+@guarded.put("/runs/{run_id}", response_model=RunStatus)
+async def put_run(run_id: uuid.UUID, request: Request, service: Here) -> JSONResponse:
+    """Start a run, or return the one that has this id."""
+    wanted = await _run_request(request)
+    known = service.runs.get(str(run_id))
+    if known is not None:
+        return _status(known.status, HTTPStatus.OK)
+    try:
+        workflow = service.catalogue.find(wanted)
+    except WorkflowMismatch as error:
+        raise Problem(
+            HTTPStatus.CONFLICT, "workflow_mismatch", f"{error}; send graph and manifest inline."
+        ) from None
+    except WorkflowError as error:
+        raise Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY, "workflow_invalid", str(error), param="graph"
+        ) from None
+    return _status(_accept(service, str(run_id), wanted, workflow).status, HTTPStatus.CREATED)
+
+
+@guarded.get("/runs/{run_id}", response_model=RunStatus)
+async def get_run(run_id: uuid.UUID, service: Here) -> JSONResponse:
+    """Tell how a run stands."""
+    return _status(_run(service, run_id).status, HTTPStatus.OK)
+
+
+@guarded.get("/runs/{run_id}/events")
+async def run_events(run_id: uuid.UUID, service: Here) -> StreamingResponse:
+    """Follow a run by server-sent events until its end."""
+    return StreamingResponse(
+        _lines(_run(service, run_id)),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+    )
+
+
+@guarded.delete("/runs/{run_id}")
+async def delete_run(run_id: uuid.UUID, service: Here) -> Response:
+    """Cancel a run that is not over (200 with its status), forget one that is (204)."""
+    status = await service.runs.remove(str(run_id))
+    if status is None:
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+    return _status(status, HTTPStatus.OK)
+
+
+@guarded.get("/workflows", response_model=Workflows)
+async def get_workflows(service: Here) -> JSONResponse:
+    """Tell which workflows are ready, and which model files may be chosen."""
+    return JSONResponse((await service.catalogue.report()).model_dump(mode="json"))
+
+
+class GenerateRequest(BaseModel):
+    """The plain call's body."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    workflow: str
+    """Name of a workflow of this service."""
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class GenerateAnswer(BaseModel):
+    """The plain call's answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    status: Literal["done", "failed"]
+    image: str | None = None
+    """The first file, in base64."""
+    error: str | None = None
+    engine: Engine | None = None
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+    """Every value really used, the seed included."""
+
+
+@guarded.post("/generate")
+async def generate(wanted: GenerateRequest, service: Here) -> GenerateAnswer:
+    """Run a workflow and answer with its first file, for use without a gateway."""
+    workflow = service.catalogue.workflows.get(wanted.workflow)
+    if workflow is None:
+        names = ", ".join(sorted(service.catalogue.workflows))
+        raise Problem(
+            HTTPStatus.NOT_FOUND,
+            "workflow_not_found",
+            f"There is no such workflow; there are: {names}.",
+            param="workflow",
+        )
+    run_id = str(uuid.uuid4())
+    ref = WorkflowRef(name=workflow.name, digest=workflow.digest)
+    request = RunRequest(workflow=ref, params=wanted.params)
+    _check_available(service)
+    try:
+        plan = await service.executor.plan(run_id, request, workflow)
+    except ParamError as error:
+        raise Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY, error.code, error.message, param=error.param
+        ) from None
+    except RunFailed as error:
+        raise Problem(
+            HTTPStatus.SERVICE_UNAVAILABLE, error.failure.code, error.failure.message
+        ) from None
+    # The seed drawn for the check is the one that is used.
+    request = request.model_copy(update={"params": plan.params})
+    run = _accept(service, run_id, request, workflow, deliver=False)
+    try:
+        status = await run.wait()
+        image = await _first_file(service, run) if status.state == "completed" else None
+    except RunFailed as error:
+        return GenerateAnswer(status="failed", error=error.failure.message)
+    finally:
+        service.runs.cancel(run)
+        service.runs.drop_soon(run)
+    return GenerateAnswer(
+        status="failed" if image is None else "done",
+        image=image,
+        error=_why(status) if image is None else None,
+        engine=status.engine,
+        params=status.params,
+    )
+
+
+@open_to_all.get("/health")
+async def health(request: Request, service: Here) -> JSONResponse:
+    """Tell how the service is; 503 only when it can't work at all."""
+    broken = await service.journal_trouble()
+    comfy = service.comfy
+    status = "unhealthy" if broken else "healthy" if comfy.available else "degraded"
+    notes = [
+        broken,
+        f"{comfy.trouble}." if comfy.trouble else None,
+        service.models_trouble,
+        service.cleaner.trouble,
+    ]
+    report = Health(
+        status=status,
+        comfyui_available=comfy.available,
+        version=_VERSION,
+        protocol=_PROTOCOL,
+        engine=comfy.engine,
+        comfyui_version=comfy.version,
+        capacity=service.settings.capacity,
+        detail=" ".join(note for note in notes if note) or None,
+    )
+    public = None if has_token(request) else {"status", "comfyui_available", "service", "version"}
+    return JSONResponse(
+        report.model_dump(mode="json", include=public),
+        status_code=HTTPStatus.SERVICE_UNAVAILABLE if broken else HTTPStatus.OK,
+    )
+
+
+@open_to_all.get("/ready")
+async def ready(service: Here) -> dict[str, bool]:
+    """Answer 200 once ComfyUI is connected."""
+    _check_available(service)
+    return {"ready": True}
+
+
+def _accept(
+    service: Service, run_id: str, request: RunRequest, workflow: Workflow, *, deliver: bool = True
+) -> Run:
+    _check_available(service)
+    try:
+        return service.runs.accept(run_id, request, workflow, deliver=deliver)
+    except AtCapacity:
+        raise Problem(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            "at_capacity",
+            f"ComfyUI has {service.settings.capacity} runs already.",
+            headers={"retry-after": _BUSY_AFTER_S},
+        ) from None
+
+
+def _check_available(service: Service) -> None:
+    if not service.comfy.available:
+        raise Problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "comfyui_unavailable",
+            f"{service.comfy.trouble}.",
+            headers={"retry-after": _AWAY_AFTER_S},
+        )
+
+
+async def _run_request(request: Request) -> RunRequest:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_REQUEST_BYTES:
+            raise Problem(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                "too_large",
+                f"A request has at most {MAX_REQUEST_BYTES} bytes.",
+            )
+    try:
+        return RunRequest.model_validate_json(bytes(body))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "body"
+        raise Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "invalid_request",
+            f"{place}: {first['msg']}",
+            param=place,
+        ) from None
+
+
+def _run(service: Service, run_id: uuid.UUID) -> Run:
+    run = service.runs.get(str(run_id))
+    if run is None:
+        raise Problem(
+            HTTPStatus.NOT_FOUND, "run_not_found", "This service never had the run, or lost it."
+        )
+    return run
+
+
+def _status(status: RunStatus, code: HTTPStatus) -> JSONResponse:
+    return JSONResponse(status.model_dump(mode="json", exclude_none=True), status_code=code)
+
+
+async def _lines(run: Run) -> AsyncGenerator[bytes]:
+    async for event in run.events(heartbeat_s=HEARTBEAT_S):
+        yield b": still here\n\n" if event is None else _line(event)
+
+
+def _line(event: Event) -> bytes:
+    data = event.model_dump_json(exclude_none=True)
+    return f"event: {event.type}\ndata: {data}\n\n".encode()
+
+
+async def _first_file(service: Service, run: Run) -> str | None:
+    if not run.produced:
+        return None
+    content = bytearray()
+    async with service.comfy.view(run.produced[0]) as source:
+        async for chunk in source.aiter_bytes():
+            content += chunk
+            if len(content) > MAX_INLINE_BYTES:
+                raise RunFailed("usage", "too_large", "the result is too large for a plain call")
+    return base64.b64encode(content).decode("ascii")
+
+
+def _why(status: RunStatus) -> str:
+    if status.failure is not None:
+        return status.failure.message
+    return "cancelled" if status.state == "cancelled" else "the workflow made no file"

@@ -1,0 +1,180 @@
+"""One run as this service tells it to the world: its state, and everybody who follows it."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from gpu_server.comfy import ComfyFile
+from gpu_server.manifest import OutputKind
+from gpu_server.protocol import (
+    TERMINAL,
+    Engine,
+    Event,
+    Failure,
+    OutputFile,
+    Progress,
+    RunRequest,
+    RunState,
+    RunStatus,
+)
+from gpu_server.workflow import Workflow
+
+
+class PlannedOutput(BaseModel):
+    """Which node's files a run delivers under one name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    node: str
+    kind: OutputKind
+    key: str | None
+    min: int
+
+
+class Plan(BaseModel):
+    """What is left to do once parameters and files are in the graph."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    graph: dict[str, dict[str, Any]]
+    params: dict[str, JsonValue]
+    outputs: dict[str, PlannedOutput]
+
+
+class Run:
+    """The state of one run; changed by its executor only."""
+
+    def __init__(
+        self,
+        run_id: str,
+        request: RunRequest,
+        *,
+        workflow: Workflow | None,
+        plan: Plan | None = None,
+        deliver: bool = True,
+    ) -> None:
+        self.run_id = run_id
+        self.request = request
+        self.workflow = workflow
+        """Where the plan comes from; None for a resumed run, which has its plan."""
+        self.plan = plan
+        self.deliver = deliver
+        """False for a plain call, which reads the produced files itself."""
+        self.produced: list[ComfyFile] = []
+        self.cancel_asked = False
+        self.in_comfyui = False
+        self.finished_at: float | None = None
+        self.task: asyncio.Task[None] | None = None
+        self._status = RunStatus(run_id=run_id, state="queued")
+        self._began: float | None = None
+        self._changed = asyncio.Event()
+
+    @property
+    def status(self) -> RunStatus:
+        """The run as of now."""
+        return self._status
+
+    @property
+    def over(self) -> bool:
+        """It has come to its end."""
+        return self._status.state in TERMINAL
+
+    def planned(self, plan: Plan) -> None:
+        """Note the values really used."""
+        self.plan = plan
+        self._change(params=plan.params)
+
+    def started(self, engine: Engine | None) -> None:
+        """ComfyUI executes it."""
+        if self._began is None:
+            self._began = time.monotonic()
+        self._change(state="running", executed=True, engine=engine)
+
+    def stepped(self, progress: Progress) -> None:
+        """It got further."""
+        self._change(progress=progress)
+
+    def delivered(self, output: OutputFile) -> None:
+        """A file lies in its slot."""
+        self._change(outputs=[*self._status.outputs, output])
+
+    def said(self, output: str, texts: Iterable[str]) -> None:
+        """A node gave text."""
+        known = self._status.texts
+        self._change(texts={**known, output: [*known.get(output, ()), *texts]})
+
+    def end(
+        self, state: RunState, *, failure: Failure | None = None, engine: Engine | None = None
+    ) -> None:
+        """Close the run; the first end counts."""
+        if self.over:
+            return
+        self.finished_at = time.monotonic()
+        changes: dict[str, Any] = {"state": state, "failure": failure}
+        if engine is not None:
+            changes["engine"] = engine
+        if self._began is not None:
+            changes["duration_seconds"] = round(self.finished_at - self._began, 3)
+        if state == "completed":
+            changes["progress"] = Progress(fraction=1)
+            order = {slot.name: n for n, slot in enumerate(self.request.outputs)}
+            changes["outputs"] = sorted(self._status.outputs, key=lambda o: order[o.slot])
+        self._change(**changes)
+
+    async def wait(self) -> RunStatus:
+        """Return once the run is over."""
+        while not self.over:
+            await self._changed.wait()
+        return self._status
+
+    async def events(self, *, heartbeat_s: float) -> AsyncGenerator[Event | None]:
+        """Tell the present state, then every change, then the end; None after each silence.
+
+        Nothing is queued for a follower: a slow one is told the newest progress, and each output.
+        """
+        told: set[str] = set()
+        progress: Progress | None = None
+        while True:
+            # Taken before the state is read: a change in between wakes the wait below.
+            changed, status = self._changed, self._status
+            for output in status.outputs:
+                if output.slot not in told:
+                    told.add(output.slot)
+                    yield Event(type="output", output=output)
+            if status.state in TERMINAL:
+                yield _last(status)
+                return
+            if status.progress != progress:
+                progress = status.progress
+                yield Event(type="progress", progress=progress)
+            try:
+                async with asyncio.timeout(heartbeat_s):
+                    await changed.wait()
+            except TimeoutError:
+                yield None
+
+    def _change(self, **changes: Any) -> None:  # noqa: ANN401 - fields of RunStatus
+        self._status = self._status.model_copy(update=changes)
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+def _last(status: RunStatus) -> Event:
+    match status.state:
+        case "completed":
+            return Event(type="completed", status=status)
+        case "cancelled":
+            return Event(type="cancelled", status=status)
+        case _:
+            return Event(type="failed", status=status)
+
+
+def plan_outputs(workflow: Workflow) -> Mapping[str, PlannedOutput]:
+    """Read off a workflow what its runs deliver."""
+    return {
+        name: PlannedOutput(node=o.node, kind=o.kind, key=o.key, min=o.min)
+        for name, o in workflow.outputs.items()
+    }

@@ -1,0 +1,187 @@
+"""The runs of this service: accepted by id, resumed after a restart, forgotten after a while."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+
+from pydantic import ValidationError
+
+from gpu_server.catalogue import Catalogue
+from gpu_server.cleaning import Cleaner
+from gpu_server.comfy import ComfyClient, RunFailed
+from gpu_server.execution import Executor, JournalEntry
+from gpu_server.journal import Journal, JournalRow
+from gpu_server.protocol import RunRequest, RunStatus
+from gpu_server.run import Run
+from gpu_server.workflow import Workflow, WorkflowError
+
+_log = logging.getLogger(__name__)
+
+_KEEP_S = 3600
+"""How long a finished run can still be asked for."""
+_PURGE_S = 2 * 86_400
+"""Age at which the journal forgets a run nobody deleted: well above the longest `timeout_s`."""
+_CANCEL_S = 2
+"""How long a DELETE waits for ComfyUI to have stopped the run."""
+
+
+class AtCapacity(Exception):
+    """As many runs as ComfyUI shall hold are here already."""
+
+
+class Runs:
+    """Every run this process knows."""
+
+    def __init__(
+        self,
+        *,
+        executor: Executor,
+        journal: Journal,
+        comfy: ComfyClient,
+        catalogue: Catalogue,
+        cleaner: Cleaner,
+        capacity: int,
+    ) -> None:
+        self._executor = executor
+        self._journal = journal
+        self._comfy = comfy
+        self._catalogue = catalogue
+        self._cleaner = cleaner
+        self._capacity = capacity
+        self._runs: dict[str, Run] = {}
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def active(self) -> int:
+        """Runs that are not over."""
+        return sum(not run.over for run in self._runs.values())
+
+    def get(self, run_id: str) -> Run | None:
+        """Return a run, None when it was never here or is forgotten."""
+        return self._runs.get(run_id)
+
+    def accept(
+        self, run_id: str, request: RunRequest, workflow: Workflow, *, deliver: bool = True
+    ) -> Run:
+        """Start a run; raises AtCapacity."""
+        if self.active >= self._capacity:
+            raise AtCapacity
+        run = Run(run_id, request, workflow=workflow, deliver=deliver)
+        self._start(run)
+        return run
+
+    async def resume(self) -> None:
+        """Take up every run a former process left unfinished."""
+        for row in await self._journal.unfinished():
+            run = self._restored(row)
+            if run is not None:
+                _log.info("resuming run %s", row.run_id)
+                self._start(run)
+            else:
+                # A plain call of a process that died: nobody waits for its answer.
+                self._spawn(self._abandon(row.run_id))
+
+    async def remove(self, run_id: str) -> RunStatus | None:
+        """Cancel a run that is not over; forget one that is, with its files.
+
+        Returns the status of a run that was still going, None when there is nothing left of it.
+        """
+        run = self._runs.get(run_id)
+        if run is None:
+            if await self._journal.get(run_id) is not None:
+                await self._forget(run_id)
+            return None
+        if run.over:
+            await self._drop(run)
+            return None
+        self.cancel(run)
+        try:
+            async with asyncio.timeout(_CANCEL_S):
+                await run.wait()
+        except TimeoutError:
+            _log.info("run %s has not stopped yet", run_id)
+        return run.status
+
+    def cancel(self, run: Run) -> None:
+        """Stop a run wherever it is; asking twice is no error."""
+        if run.cancel_asked or run.over:
+            return
+        run.cancel_asked = True
+        if run.in_comfyui:
+            self._spawn(self._interrupt(run.run_id))
+        elif run.task is not None:
+            run.task.cancel()
+
+    def drop_soon(self, run: Run) -> None:
+        """Forget a run as soon as it is over."""
+
+        async def drop() -> None:
+            await run.wait()
+            await self._drop(run)
+
+        self._spawn(drop())
+
+    async def sweep(self) -> None:
+        """Forget runs that were over an hour ago."""
+        now = time.monotonic()
+        for run in list(self._runs.values()):
+            if run.finished_at is not None and now - run.finished_at > _KEEP_S:
+                await self._drop(run)
+        for run_id in await self._journal.purge_delivered(_PURGE_S):
+            await self._cleaner.clean(run_id)
+
+    async def close(self) -> None:
+        """Let go of every run; ComfyUI goes on with them and the next process resumes them."""
+        tasks = [run.task for run in self._runs.values() if run.task is not None]
+        tasks += self._background
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _start(self, run: Run) -> None:
+        self._runs[run.run_id] = run
+        run.task = asyncio.create_task(self._executor.carry_out(run), name=f"run {run.run_id}")
+        # A task cancelled before its first step never runs, not even its own handling of that.
+        run.task.add_done_callback(lambda _: run.end("cancelled") if run.cancel_asked else None)
+
+    async def _drop(self, run: Run) -> None:
+        if run.task is not None:
+            # Its last write to the journal must not come after the deletion.
+            await asyncio.wait([run.task])
+        self._runs.pop(run.run_id, None)
+        await self._forget(run.run_id)
+
+    async def _forget(self, run_id: str) -> None:
+        try:
+            await self._comfy.forget(run_id)
+        except RunFailed:
+            _log.info("run %s stays in ComfyUI's history: ComfyUI is away", run_id)
+        await self._cleaner.clean(run_id)
+
+    async def _interrupt(self, run_id: str) -> None:
+        try:
+            await self._comfy.interrupt(run_id)
+        except RunFailed as error:
+            _log.warning("run %s could not be interrupted: %s", run_id, error.failure.code)
+
+    async def _abandon(self, run_id: str) -> None:
+        await self._interrupt(run_id)
+        await self._journal.delete(run_id)
+        await self._cleaner.clean(run_id)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _restored(self, row: JournalRow) -> Run | None:
+        if not row.request:
+            return None
+        try:
+            entry = JournalEntry.model_validate_json(row.request)
+            workflow = None if entry.plan else self._catalogue.find(entry.request)
+        except (ValidationError, WorkflowError):
+            _log.warning("run %s was written by another version of this service", row.run_id)
+            return None
+        return Run(row.run_id, entry.request, workflow=workflow, plan=entry.plan)

@@ -1,0 +1,59 @@
+"""What can be configured, read from the environment once at start."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """The GPU service's settings; each field is the environment variable of the same name."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    gpu_server_host: str = "0.0.0.0"
+    """Address to listen on."""
+    gpu_server_port: int = Field(default=8001, ge=0, le=65_535)
+    """Port to listen on."""
+    gpu_service_token: SecretStr | None = None
+    """Bearer token shared with the gateway; unset = everybody who reaches the port may run."""
+    comfyui_api_url: str = "http://localhost:8188"
+    """ComfyUI's address; it belongs on loopback, it has no authentication."""
+    comfyui_path: Path | None = None
+    """ComfyUI's folder, to remove a finished run's files; unset = they stay."""
+    models_path: Path = Path("/workspace/models")
+    """Where models lie beyond ComfyUI's own folder; ComfyUI must list it too."""
+    workflows_path: Path = _CHECKOUT / "workflows"
+    """Folder of workflow graphs and manifests."""
+    workspace: Path = _CHECKOUT
+    """Root of what the service writes: `data/gpu_server.sqlite`."""
+    internal_url: str | None = None
+    """The gateway's address on this host, whose links are fetched although they are private."""
+    backend_port: int = Field(default=8000, ge=0, le=65_535)
+    """The gateway's port on this host, for `internal_url` when that is unset."""
+    max_concurrent_tasks: int = Field(default=1, ge=1, le=16)
+    """Runs executing at once; one ComfyUI executes one."""
+    queue_ahead: int = Field(default=2, ge=1, le=64)
+    """Runs kept in ComfyUI, the executing one included, so that it never waits for the next."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severe message that is logged."""
+    log_format: Literal["standard", "json"] = "standard"
+    """Lines for people, or one JSON object a line."""
+
+    @property
+    def journal_path(self) -> Path:
+        """The file that survives the process."""
+        return self.workspace / "data" / "gpu_server.sqlite"
+
+    @property
+    def trusted_origin(self) -> str:
+        """The gateway on this host."""
+        return self.internal_url or f"http://127.0.0.1:{self.backend_port}"
+
+    @property
+    def capacity(self) -> int:
+        """Runs accepted at once; more is 429."""
+        return max(self.queue_ahead, self.max_concurrent_tasks)

@@ -1,0 +1,89 @@
+"""Manifest against graph: everything that can be known without a ComfyUI."""
+
+from gpu_server.graph import Graph, WorkflowError, is_link, resolve
+from gpu_server.manifest import PREFIX_ROOT, Chain, Manifest, Param
+from gpu_server.surgery import check_group
+
+_PREFIX_INPUTS = frozenset({"filename_prefix", "prefix"})
+_PLACE_INPUTS = frozenset(
+    {"folder", "subfolder", "directory", "path", "file", "filename", "url", *_PREFIX_INPUTS}
+)
+_PLACE_ENDINGS = ("_name", "_path", "_dir", "_file", "_folder", "_prefix", "_url")
+
+
+def check_static(graph: Graph, manifest: Manifest) -> None:
+    """Raise WorkflowError at the first place where manifest and graph do not fit."""
+    for node, class_type in manifest.guard.items():
+        found = graph.get(node, {}).get("class_type")
+        if found != class_type:
+            raise WorkflowError(f"guard.{node}", f"expected {class_type}, the graph has {found}")
+    for name, param in manifest.params.items():
+        _check_param(graph, f"params.{name}", param)
+    _check_fixed(graph, manifest)
+    for name, output in manifest.outputs.items():
+        if output.node not in graph:
+            raise WorkflowError(f"outputs.{name}", f"the graph has no node {output.node!r}")
+
+
+def _check_param(graph: Graph, place: str, param: Param) -> None:
+    guarded = param.upload is not None or param.choices is not None
+    for target in param.bind:
+        _literal_at(graph, target.to)
+        if not guarded and target.map is None and _is_place(graph, target.to):
+            raise WorkflowError(
+                place, f"{target.to} names a file, folder or model: use choices, map or upload"
+            )
+    if param.chain is not None:
+        _check_chain(graph, place, param, param.chain)
+    for node in param.absent.bypass if param.absent else ():
+        if node not in graph:
+            raise WorkflowError(f"{place}.absent.bypass", f"the graph has no node {node!r}")
+
+
+def _is_place(graph: Graph, address: str) -> bool:
+    """Tell whether a caller's string would become a file, folder, model or prefix there."""
+    node, name = resolve(graph, address)
+    literal = graph[node]["inputs"].get(name)
+    if literal is not None and not isinstance(literal, str):
+        return False
+    loads = str(graph[node]["class_type"]).startswith("Load")
+    return loads or name in _PLACE_INPUTS or name.endswith(_PLACE_ENDINGS)
+
+
+def _literal_at(graph: Graph, address: str) -> None:
+    node, name = resolve(graph, address)
+    inputs = graph[node]["inputs"]
+    if name not in inputs:
+        raise WorkflowError(address, f"node {node} has no input {name!r}")
+    if is_link(inputs[name]):
+        raise WorkflowError(address, "the input holds a link, not a value")
+
+
+def _check_chain(graph: Graph, place: str, param: Param, chain: Chain) -> None:
+    check_group(graph, chain.nodes, chain.links)
+    for to, key in chain.set.items():
+        _literal_at(graph, to)
+        if resolve(graph, to)[0] not in chain.nodes:
+            raise WorkflowError(f"{place}.chain.set", f"{to} is not in the chain's nodes")
+        if not param.upload and key not in chain.choices and _is_place(graph, to):
+            raise WorkflowError(
+                f"{place}.chain.set", f"{to} names a file, folder or model: it needs choices"
+            )
+    keys = set(chain.set.values())
+    if "." in keys and len(keys) > 1:
+        raise WorkflowError(f"{place}.chain.set", "'.' is the whole item and stands alone")
+    for key in chain.choices.keys() - keys:
+        raise WorkflowError(f"{place}.chain.choices", f"set has no key {key!r}")
+
+
+def _check_fixed(graph: Graph, manifest: Manifest) -> None:
+    for address, value in manifest.fixed.items():
+        _literal_at(graph, address)
+        name = resolve(graph, address)[1]
+        if name in _PREFIX_INPUTS and not str(value).startswith(PREFIX_ROOT):
+            raise WorkflowError(f"fixed.{address}", f"a prefix begins with {PREFIX_ROOT}")
+    fixed = {resolve(graph, address) for address in manifest.fixed}
+    for node_id, node in graph.items():
+        # Without a prefix of its own, a repeated prompt returns an earlier run's files.
+        if "filename_prefix" in node["inputs"] and (node_id, "filename_prefix") not in fixed:
+            raise WorkflowError(f"{node_id}.filename_prefix", f"fixed must set it to {PREFIX_ROOT}")
