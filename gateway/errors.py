@@ -15,6 +15,7 @@ GatewayError
 │   ├── UnsupportedMediaType  415   the body is not JSON
 │   └── RangeNotSatisfiable   416   the range lies outside the file
 ├── NotReady                  503   what the workflow needs is missing, and where to get it
+├── Unavailable               503   database or storage does not answer at the moment
 ├── JobFailed                 422 | 502 | 503 | 504   a waited-for job ended in failure
 └── InternalError             500   a bug of ours; says nothing about its inside
 """
@@ -208,6 +209,15 @@ class NotReady(GatewayError):
     def problem(self) -> Problem:
         """What the caller is told, thing by thing."""
         return super().problem().model_copy(update={"missing": list(self.missing)})
+
+
+class Unavailable(GatewayError):
+    """Database or storage does not answer at the moment."""
+
+    code = "unavailable"
+    status = 503
+    title = "Not possible at the moment"
+    retryable = True
 
 
 class JobFailed(GatewayError):

@@ -76,6 +76,8 @@ class Call:
     """Key prefix of the files it makes (`generated`, `masks`, …)."""
     models: tuple[str, ...] = ()
     """Model files it loads, for placement by what is loaded already."""
+    extensions: dict[str, str] = field(default_factory=dict[str, str])
+    """File name extension by output, without the dot; `png` where an output is not named."""
     timeout_s: float = 3600
 
 
@@ -111,6 +113,17 @@ class Artifact:
     width: int | None = None
     height: int | None = None
     frames: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Produced:
+    """A run is over on its backend and its files lie in their slots."""
+
+    outputs: tuple[OutputFile, ...]
+    params: dict[str, JsonValue]
+    engine: str
+    duration_seconds: float
+    texts: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,10 +172,17 @@ class Run:
     call: Call
     backend: str | None
     reference: str | None
-    outputs: tuple[OutputFile, ...]
+    produced: Produced | None
+    """What the backend handed over; set from `produced` on."""
     owner: str | None
     epoch: int
+    """Raised with each change of owner: a write under an older one matches no row."""
+    failures: int
+    """Transient failures of the job so far; `max_attempts` of them end it."""
     deaths: int
+    """Unclean deaths of a process that was working on the job; `max_deaths` of them end it."""
+    executed: bool
+    """It was seen executing on its backend."""
     created_at: datetime
     not_before: datetime
     deadline_at: datetime
@@ -177,6 +197,37 @@ class JobEvent:
     type: str
     data: dict[str, JsonValue]
     at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobQuery:
+    """Which jobs a list asks for, newest first; what is None does not narrow it."""
+
+    caller: str | None = None
+    tool: str | None = None
+    status: JobStatus | None = None
+    since: datetime | None = None
+    """Created at this time or later."""
+    cursor: str | None = None
+    """`next_cursor` of the page before."""
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPage:
+    """One page of a list of jobs."""
+
+    items: tuple[Job, ...]
+    next_cursor: str | None
+    """None on the last page."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobCounts:
+    """How much work this gateway has open."""
+
+    waiting: int
+    in_flight: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

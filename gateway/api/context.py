@@ -1,0 +1,44 @@
+"""What the routes work with, handed to each router when the app is made."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gateway.backends.base import Backend
+from gateway.catalogue import Catalogue
+from gateway.db.trained_models import TrainedModels
+from gateway.jobs.engine import Jobs
+from gateway.security.api_keys import RequireKey
+from gateway.security.signing import Signer
+from gateway.settings import Settings
+from gateway.storage.local import LocalStorage
+from gateway.submission import Submission
+from gpu_server.protocol import Health
+
+
+class WatchedBackend(Backend, Protocol):
+    """A backend that says how it is."""
+
+    @property
+    def health(self) -> Health | None:
+        """What it says of itself; None while it does not answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Everything a route may use."""
+
+    settings: Settings
+    signer: Signer
+    key: RequireKey
+    models: TrainedModels
+    storage: LocalStorage
+    backends: Sequence[WatchedBackend]
+    catalogue: Catalogue
+    jobs: Jobs
+    submission: Submission
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set first thing at shutdown: waits and streams end, so that nothing holds it up."""

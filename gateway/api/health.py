@@ -1,0 +1,112 @@
+"""Whether this process lives, is ready, and what stands behind it."""
+
+import logging
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
+
+from gateway.api.context import Context, WatchedBackend
+from gateway.api.views import as_json
+
+logger = logging.getLogger(__name__)
+
+
+class BackendHealth(BaseModel):
+    """One place where work is carried out."""
+
+    name: str
+    status: Literal["healthy", "degraded", "unreachable"]
+    engine: str | None = Field(description="`comfyui`, `simulator`, or null while not known.")
+    comfyui_version: str | None
+    capacity: int
+    detail: str | None
+
+
+class Health(BaseModel):
+    """The gateway and its GPU services."""
+
+    status: Literal["healthy", "degraded", "unhealthy"]
+    gpu_available: bool
+    version: str
+    service: Literal["gateway"] = "gateway"
+    backends: list[BackendHealth] = []
+    jobs_waiting: int = Field(default=0, description="Jobs of this gateway that wait.")
+    jobs_in_flight: int = Field(default=0, description="Jobs of this gateway under way.")
+
+
+class Alive(BaseModel):
+    """A process that answers."""
+
+    status: Literal["alive", "ready", "starting", "stopping"]
+
+
+def health_router(context: Context) -> APIRouter:
+    """Make the health routes; they need no key."""
+    router = APIRouter(tags=["health"])
+
+    @router.get("/health", summary="Health", response_model=Health)
+    async def health() -> Response:
+        """Always 200: `healthy`, `degraded` (no GPU service at work) or `unhealthy`."""
+        try:
+            view = _health(context)
+        except Exception:
+            # The answer to "are you well?" must not be a 500, whatever broke.
+            logger.exception("the health check failed")
+            version = context.settings.api_version
+            view = Health(status="unhealthy", gpu_available=False, version=version)
+        return as_json(view)
+
+    @router.get("/livez", summary="The process answers", response_model=Alive)
+    async def livez() -> Response:
+        """200 as long as the process serves requests."""
+        return as_json(Alive(status="alive"))
+
+    @router.get(
+        "/readyz",
+        summary="The process takes work",
+        response_model=Alive,
+        responses={503: {"model": Alive, "description": "It is starting or stopping."}},
+    )
+    async def readyz() -> Response:
+        """200 between start and stop; what a load balancer asks."""
+        if context.stopping.is_set():
+            return as_json(Alive(status="stopping"), 503)
+        if not context.started.is_set():
+            return as_json(Alive(status="starting"), 503)
+        return as_json(Alive(status="ready"))
+
+    return router
+
+
+def _health(context: Context) -> Health:
+    backends = [_backend(backend) for backend in context.backends]
+    healthy = any(b.status == "healthy" for b in backends)
+    reached = any(b.status != "unreachable" for b in backends)
+    counts = context.jobs.counts()
+    return Health(
+        status="healthy" if healthy else "degraded",
+        gpu_available=reached,
+        version=context.settings.api_version,
+        backends=backends,
+        jobs_waiting=counts.waiting,
+        jobs_in_flight=counts.in_flight,
+    )
+
+
+def _backend(backend: WatchedBackend) -> BackendHealth:
+    said = backend.health
+    if said is None:
+        status, detail = "unreachable", "It does not answer."
+    elif said.status == "healthy":
+        status, detail = "healthy", said.detail
+    else:
+        status, detail = "degraded", said.detail
+    return BackendHealth(
+        name=backend.name,
+        status=status,
+        engine=said.engine if said else None,
+        comfyui_version=said.comfyui_version if said else None,
+        capacity=backend.capacity,
+        detail=detail,
+    )

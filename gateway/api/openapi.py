@@ -1,0 +1,96 @@
+"""The OpenAPI document: FastAPI's own, with problems and the API key made exact."""
+
+from typing import Any, cast
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from gateway.api.problems import MEDIA_TYPE
+from gateway.errors import Problem
+
+OPEN_PATHS = frozenset({"/health", "/livez", "/readyz", "/docs", "/docs/errors", "/openapi.json"})
+"""Routes that need no key."""
+
+TAGS = [
+    {"name": "generate", "description": "Image generation."},
+    {"name": "tools", "description": "What can be asked for, and whether it can run now."},
+    {"name": "jobs", "description": "Every call is a durable job."},
+    {"name": "models", "description": "Trained models that `model_id` names."},
+    {"name": "modes", "description": "The first clients' route."},
+    {"name": "files", "description": "Result files, by key or by signed link."},
+    {"name": "health", "description": "Open: no key needed."},
+]
+
+_DESCRIPTION = """\
+Every tool has a route that waits, one that does not (`/async`), one for state and result, and one
+for its files. Errors are `application/problem+json` with a stable `code` (`docs/errors.md`). Send
+the key as `Authorization: Bearer <key>` where one is configured.
+"""
+
+_VALIDATION = ("HTTPValidationError", "ValidationError")
+
+
+def add_openapi(app: FastAPI) -> None:
+    """Make `app.openapi()` answer the finished document."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = document(app)
+        return app.openapi_schema
+
+    app.openapi = openapi
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """Make the document of an app."""
+    made = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=_DESCRIPTION,
+        routes=app.routes,
+        tags=TAGS,
+    )
+    components = cast("dict[str, Any]", made.setdefault("components", {}))
+    schemas = cast("dict[str, Any]", components.setdefault("schemas", {}))
+    for name in _VALIDATION:
+        schemas.pop(name, None)
+    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(problem.pop("$defs", {}))
+    schemas["Problem"] = problem
+    components["securitySchemes"] = {
+        "ApiKey": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "The key in `GATEWAY_API_KEY`.",
+        }
+    }
+    for path, operations in cast("dict[str, dict[str, Any]]", made["paths"]).items():
+        for operation in operations.values():
+            operation["security"] = [] if path in OPEN_PATHS else [{"ApiKey": []}]
+            _problems_only(operation)
+            _valid_stream(operation)
+    return made
+
+
+def _problems_only(operation: dict[str, Any]) -> None:
+    """Replace FastAPI's own 422 by ours, and say what every route may answer."""
+    responses = cast("dict[str, Any]", operation["responses"])
+    ours = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+    stated = responses.get("422")
+    if stated is not None and MEDIA_TYPE not in stated.get("content", {}):
+        responses["422"] = {
+            "description": "`invalid_parameters`: A field is wrong; `errors` names each one.",
+            **ours,
+        }
+    elif stated is not None:
+        stated["content"] = ours["content"]
+    responses["500"] = {"description": "`internal_error`: a bug of ours.", **ours}
+
+
+def _valid_stream(operation: dict[str, Any]) -> None:
+    """Describe an event stream as 3.1 can: FastAPI writes the `itemSchema` of 3.2 into it."""
+    for response in cast("dict[str, dict[str, Any]]", operation["responses"]).values():
+        content = cast("dict[str, dict[str, Any]]", response.get("content", {}))
+        if "text/event-stream" in content:
+            response["description"] = "Server-sent events: `event`, `id` and JSON `data`."
+            content["text/event-stream"] = {"schema": {"type": "string"}}

@@ -1,0 +1,105 @@
+"""The FastAPI app: rings around it, routes in it."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from gateway.api import problems
+from gateway.api.access import Access
+from gateway.api.boundary import MAX_BODY, BodyLimit, Boundary
+from gateway.api.catalogue import catalogue_router
+from gateway.api.context import Context
+from gateway.api.docs import ASSETS, add_docs
+from gateway.api.files import files_router
+from gateway.api.health import health_router
+from gateway.api.jobs import jobs_router
+from gateway.api.models import models_router
+from gateway.api.modes import largest_body, modes_router
+from gateway.api.openapi import OPEN_PATHS, add_openapi
+from gateway.api.tools import tool_router
+from gateway.api.views import Views
+from gateway.runtime import Runtime, build
+from gateway.settings import Settings
+from gateway.storage.local import SLOTS_PATH
+
+
+def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
+    """Make the app; what it works with is built from the settings unless it is given."""
+    built = runtime or build(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        async with built.running():
+            yield
+
+    app = FastAPI(
+        title=settings.api_title,
+        version=settings.api_version,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        # FastAPI's own spans would carry the query, signatures included.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+        generate_unique_id_function=lambda route: route.name,
+    )
+    problems.install(app)
+    _add_routes(app, built.context)
+    _add_rings(app, built.context)
+    add_openapi(app)
+    return app
+
+
+def _add_routes(app: FastAPI, context: Context) -> None:
+    tools = context.catalogue.tools
+    views = Views(
+        tools={tool.name: tool for tool in tools}, storage=context.storage, signer=context.signer
+    )
+    for tool in tools:
+        app.include_router(tool_router(tool, context, views))
+    app.include_router(catalogue_router(context))
+    app.include_router(jobs_router(context, views))
+    app.include_router(models_router(context))
+    app.include_router(modes_router(context))
+    app.include_router(
+        files_router(
+            [tool.files_path for tool in tools],
+            jobs=context.jobs,
+            storage=context.storage,
+            signer=context.signer,
+            key=context.key,
+        )
+    )
+    app.include_router(health_router(context))
+    add_docs(app)
+
+
+def _add_rings(app: FastAPI, context: Context) -> None:
+    """Put the rings on; the last one added is the outermost."""
+    settings = context.settings
+    files = tuple(f"{tool.files_path}/" for tool in context.catalogue.tools)
+    # These routes judge signatures themselves: PUT slots have no key at all.
+    own_judgement = (*files, SLOTS_PATH, f"{ASSETS}/")
+    by_mode = largest_body(settings)
+
+    def is_open(path: str) -> bool:
+        return path in OPEN_PATHS or path.startswith(own_judgement)
+
+    def limit_of(_: str, path: str) -> int | None:
+        if path.startswith(SLOTS_PATH):
+            return None
+        return by_mode if path == "/generate" else MAX_BODY
+
+    app.add_middleware(BodyLimit, limit_of=limit_of)
+    app.add_middleware(Access, key=context.key, signer=context.signer, is_open=is_open)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["Location", "Preference-Applied", "X-Request-Id"],
+        )
+    app.add_middleware(Boundary)

@@ -1,0 +1,64 @@
+"""Types of tool parameters that several tools share, each with its bounds and its message."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+MAX_SEED = 2**53 - 1
+"""Largest seed every JSON reader keeps exact."""
+
+MAX_PROMPT = 8000
+
+NO_CONTROL_CHARACTERS = r"^[^\x00-\x1f]+$"
+
+
+def nearest(value: float, step: float, offset: float = 0) -> tuple[float, float]:
+    """Find the allowed values just below and just above `value`."""
+    below = offset + (value - offset) // step * step
+    return below, below + step
+
+
+def plain(number: float) -> str:
+    """Write a number without a needless fraction."""
+    return str(int(number)) if float(number).is_integer() else str(number)
+
+
+def step_message(value: float, step: float) -> str:
+    """Say which values near a wrong one are right."""
+    below, above = nearest(value, step)
+    return f"must be a multiple of {plain(step)}: use {plain(below)} or {plain(above)}"
+
+
+def _multiple_of(step: int) -> Callable[[int], int]:
+    def check(value: int) -> int:
+        if value % step:
+            raise PydanticCustomError(
+                "multiple_of", "{reason}", {"reason": step_message(value, step)}
+            )
+        return value
+
+    return check
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise PydanticCustomError("nul_character", "must not contain the NUL character")
+    return text
+
+
+# An AfterValidator, so that bounds are checked first and the two values it names lie within them.
+Side = Annotated[
+    int,
+    Field(ge=256, le=2048, json_schema_extra={"multipleOf": 16}),
+    AfterValidator(_multiple_of(16)),
+]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), AfterValidator(_no_nul)]
+NegativePrompt = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_no_nul)]
+ModelFileName = Annotated[
+    str,
+    Field(min_length=1, max_length=255, pattern=NO_CONTROL_CHARACTERS),
+]
+"""A model file as ComfyUI lists it; only ever compared with what is installed."""

@@ -1,0 +1,186 @@
+"""Everything that can be configured, in one class; `docs/settings.md` is written from it."""
+
+from pathlib import Path
+from typing import Annotated, Literal, cast
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def _comma_list(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part for part in (raw.strip() for raw in value.split(",")) if part)
+    return value
+
+
+CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_list)]
+
+
+def _web_address(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(f"{value!r} is not an http(s) address")
+    return value.rstrip("/")
+
+
+class Settings(BaseSettings):
+    """The gateway's configuration: an environment variable of the same name in capitals each."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    backend_host: str = Field(
+        default="0.0.0.0", description="Address the gateway listens on.", max_length=255
+    )
+    backend_port: int = Field(
+        default=8000, ge=1, le=65_535, description="Port the gateway listens on."
+    )
+    gpu_service_url: CommaList = Field(
+        default=("http://localhost:8001",),
+        min_length=1,
+        description="Where the GPU service is; a comma-separated list names several.",
+    )
+    request_timeout: int = Field(
+        default=180,
+        ge=1,
+        le=3600,
+        description="Most seconds a call may wait for its job (`Prefer: wait=N`, `?wait=N`).",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="Least severity that is logged."
+    )
+    log_format: Literal["standard", "json"] = Field(
+        default="standard", description="`standard` for people, `json` for one object a line."
+    )
+    max_face_images: int = Field(
+        default=5, ge=0, le=20, description="Most `face_images` one call of `POST /generate` takes."
+    )
+    max_image_size_mb: int = Field(
+        default=10, ge=1, le=100, description="Largest picture inside a JSON body, in MB, decoded."
+    )
+    api_title: str = Field(
+        default="AI Image Generation API",
+        max_length=200,
+        description="Title of the documentation page.",
+    )
+    api_version: str = Field(
+        default="1.0.0", max_length=50, description="Version shown by `/health` and `/docs`."
+    )
+    database_url: str | None = Field(
+        default=None,
+        description="Database address. Not set: SQLite in `$WORKSPACE/data/gateway.sqlite`.",
+    )
+    storage_url: str | None = Field(
+        default=None,
+        description="Where files are kept, `file:///folder`. Not set: `$WORKSPACE/data/files`.",
+    )
+    gateway_api_key: SecretStr | None = Field(
+        default=None,
+        description="The API key every call must carry as `Authorization: Bearer …`. "
+        "Not set: anyone who reaches the port may call.",
+    )
+    gpu_service_token: SecretStr | None = Field(
+        default=None, description="Bearer token shared with the GPU service."
+    )
+    public_url: str | None = Field(
+        default=None, description="How GPU services on other machines reach this gateway."
+    )
+    internal_url: str | None = Field(
+        default=None,
+        description="How a GPU service on this machine reaches this gateway. "
+        "Not set: `http://127.0.0.1:$BACKEND_PORT`.",
+    )
+    cors_origins: CommaList = Field(
+        default=(),
+        description="Origins whose pages may call this API, comma-separated. Not set: none.",
+    )
+    backend_lost_after: int = Field(
+        default=120,
+        ge=1,
+        le=86_400,
+        description="Seconds after which an unreachable GPU service's work is started elsewhere.",
+    )
+    workspace: Path = Field(
+        default=Path(),
+        description="Folder in which `data/` is kept: database, files, the signing secret.",
+    )
+    workflows_path: Path | None = Field(
+        default=None,
+        description="Folder of the workflows. Not set: `workflows` in the checkout.",
+    )
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _any_case(cls, value: object) -> object:
+        if isinstance(value, str):
+            return value.lower() if value.lower() in {"standard", "json"} else value.upper()
+        return value
+
+    @field_validator("gpu_service_url")
+    @classmethod
+    def _service_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_web_address(item) for item in value)
+
+    @field_validator("public_url", "internal_url")
+    @classmethod
+    def _own_address(cls, value: str | None) -> str | None:
+        return value if value is None else _web_address(value)
+
+    @field_validator("storage_url")
+    @classmethod
+    def _known_storage(cls, value: str | None) -> str | None:
+        if value is not None and (urlsplit(value).scheme != "file" or not urlsplit(value).path):
+            raise ValueError("only file:///folder is known")
+        return value
+
+    @property
+    def data(self) -> Path:
+        """Folder of everything the gateway keeps."""
+        return self.workspace.absolute() / "data"
+
+    @property
+    def files(self) -> Path:
+        """Folder of the stored files."""
+        return self.data / "files" if self.storage_url is None else Path(_path(self.storage_url))
+
+    @property
+    def database(self) -> str:
+        """Database address, the default filled in."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.data / 'gateway.sqlite'}"
+
+    @property
+    def workflows(self) -> Path:
+        """Folder of the workflows, the default filled in."""
+        return self.workflows_path or Path(__file__).resolve().parent.parent / "workflows"
+
+    @property
+    def local_url(self) -> str:
+        """How a GPU service on this machine reaches this gateway, the default filled in."""
+        return self.internal_url or f"http://127.0.0.1:{self.backend_port}"
+
+    @property
+    def default_wait(self) -> int:
+        """Seconds a call waits for its job unless it says otherwise."""
+        # RunPod's HTTP proxy cuts a connection at 100 seconds.
+        return min(90, self.request_timeout)
+
+
+def environment_name(field: str) -> str:
+    """Name of the environment variable behind a field."""
+    return field.upper()
+
+
+def shown_default(field: str) -> str:
+    """A field's default as it would be written into the environment."""
+    default = cast("object", Settings.model_fields[field].default)
+    if default is None or default == ():
+        return ""
+    if isinstance(default, tuple):
+        return ",".join(cast("tuple[str, ...]", default))
+    return str(default)
+
+
+def _path(url: str) -> str:
+    return urlsplit(url).path

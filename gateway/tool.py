@@ -1,0 +1,155 @@
+"""What a tool is: declared once, and everything callers see of it follows from the declaration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from gateway.media import NO_CONTROL_CHARACTERS, ModelFileName
+
+
+class ToolParams(BaseModel):
+    """Base of every tool's parameters: closed, frozen, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    OPTIONS: ClassVar[frozenset[str]] = frozenset({"variant"})
+    """Fields that steer the call and are never bound into a graph as they are."""
+
+    variant: str | None = Field(
+        default=None,
+        max_length=300,
+        pattern=NO_CONTROL_CHARACTERS,
+        description="Which workflow carries it out; `GET /api/tools` lists them with their "
+        "defaults, limits and readiness. Absent: the tool's default variant.",
+    )
+
+    def chosen_variant(self) -> str | None:
+        """Name the variant the caller asked for."""
+        return self.variant
+
+    def bound(self) -> dict[str, JsonValue]:
+        """Collect what the caller set of the workflow's own parameters."""
+        sent = self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+        return {name: value for name, value in sent.items() if name not in self.OPTIONS}
+
+
+class LoraUse(BaseModel):
+    """One LoRA on top of the base model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: ModelFileName = Field(
+        description="File name of an installed LoRA, as ComfyUI lists it.",
+        examples=["my_trained_lora.safetensors"],
+    )
+    scale: float | None = Field(
+        default=None,
+        ge=-10,
+        le=10,
+        description="Strength on model and CLIP. Absent: `lora_scale`.",
+    )
+
+
+class LoraParams(ToolParams):
+    """What tools take whose workflows can load LoRAs."""
+
+    OPTIONS: ClassVar[frozenset[str]] = frozenset({"variant", "model_id", "loras", "lora_scale"})
+
+    model_id: int | None = Field(
+        default=None,
+        ge=1,
+        le=2**31 - 1,
+        description="A trained model of `GET /api/models`: its LoRA is loaded before `loras`. Its "
+        "trigger word is not added to the prompt: write it there. Absent: the base model alone.",
+    )
+    loras: tuple[LoraUse, ...] = Field(
+        default=(),
+        max_length=4,
+        description="Installed LoRAs to load, in this order; at most 4 with the one of `model_id`.",
+    )
+    lora_scale: float = Field(
+        default=1.0,
+        ge=-10,
+        le=10,
+        description="Strength, on model and CLIP, of the LoRA of `model_id` and of every one in "
+        "`loras` that has no `scale` of its own.",
+    )
+
+
+class FileView(BaseModel):
+    """One file of a result."""
+
+    url: str = Field(description="Stable path; readable with the API key.")
+    link: str = Field(description="The same path signed for 24 hours, for `<img>` and downloads.")
+    r2_path: str = Field(description="Storage address.")
+    media_type: str
+    bytes: int
+    sha256: str
+    width: int | None = None
+    height: int | None = None
+    frames: int | None = None
+
+
+class ToolResult(BaseModel):
+    """What every result says."""
+
+    success: Literal[True] = True
+    job_id: str
+    r2_path: str | None = Field(description="Storage address of the first file.")
+    files: list[FileView] = Field(description="Every file of the result.")
+    duration_seconds: float = Field(description="Seconds of execution.")
+    engine: str = Field(description="`comfyui`, or `simulator` where nothing was generated.")
+    backend: str = Field(description="The place that carried it out.")
+    variant: str
+
+
+P_co = TypeVar("P_co", bound=ToolParams, covariant=True)
+R_co = TypeVar("R_co", bound=ToolResult, covariant=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool(Generic[P_co, R_co]):
+    """One thing a caller can ask for."""
+
+    name: str
+    """Also the `tool` its workflows' manifests name."""
+    summary: str
+    description: str
+    path: str
+    files_path: str
+    prefix: str
+    """Key prefix of its files."""
+    params: type[P_co]
+    result: type[R_co]
+    url_key: str
+    """Field of the result that holds the first file's path."""
+    params_key: str
+    """Field of the result that holds the values really used."""
+    reported: Mapping[str, str]
+    """Name in `params_key` to the parameter it reports."""
+    echoed: tuple[str, ...] = ()
+    """Parameters repeated at the top of the result."""
+    default_variant: str
+    timeout_s: float
+    """Most seconds one execution may take."""
+    deadline_s: float
+    """Most seconds from the call to its end, waiting included."""
+    examples: Mapping[str, dict[str, JsonValue]] = field(
+        default_factory=dict[str, dict[str, JsonValue]]
+    )
+    """Bodies that run as they stand; the first is the smallest."""
+
+
+AnyTool = Tool[ToolParams, ToolResult]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """A name of the first clients' route for a tool with presets."""
+
+    name: str
+    summary: str
+    tool: AnyTool
+    presets: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
