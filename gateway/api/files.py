@@ -4,7 +4,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Annotated, Any, Protocol
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
 
@@ -76,7 +76,9 @@ def _file_endpoint(
 ) -> Callable[..., Awaitable[Response]]:
     async def get_file(
         request: Request,
-        filename: str,
+        filename: Annotated[
+            str, Path(max_length=200, description="File name, as `url` and `link` of a result end.")
+        ],
         credentials: Credentials,
         expires: Expires = None,
         signature: Signature = None,

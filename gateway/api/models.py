@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Body, Path, Query, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from gateway.api.context import Context
@@ -28,22 +28,18 @@ LONGEST_PAGE = 100
 MAX_ID = 2**31 - 1
 
 
+_EXAMPLE = {
+    "name": "House style",
+    "lora": "demo-style.safetensors",
+    "trigger_word": "TOK_STYLE",
+    "base_model": "z-image-turbo",
+}
+
+
 class RegisterModel(BaseModel):
     """A LoRA that lies on the GPU service, about to be registered."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {
-                    "name": "Ceramic mug",
-                    "lora": "my_trained_lora.safetensors",
-                    "trigger_word": "TOK_MUG",
-                    "base_model": "flux1-dev",
-                }
-            ]
-        },
-    )
+    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1, max_length=200, description="Name for people; each name once.")
     lora: ModelFileName = Field(description="File name of an installed LoRA, as ComfyUI lists it.")
@@ -100,7 +96,11 @@ def models_router(context: Context) -> APIRouter:
             ),
         },
     )
-    async def register_model(model: RegisterModel) -> Response:
+    async def register_model(
+        model: Annotated[
+            RegisterModel, Body(openapi_examples={"LoRA": {"summary": "LoRA", "value": _EXAMPLE}})
+        ],
+    ) -> Response:
         """Makes a LoRA file usable as `model_id`; the file itself must already be installed."""
         check_model(context.catalogue, model)
         added = await context.models.add(

@@ -69,7 +69,24 @@ def document(app: FastAPI) -> dict[str, Any]:
             operation["security"] = [] if path in OPEN_PATHS else [{"ApiKey": []}]
             _problems_only(operation)
             _valid_stream(operation)
+    _whole_bounds(schemas)
     return made
+
+
+def _whole_bounds(node: object) -> None:
+    """Write an integer's bounds as integers: FastAPI prints 16.0 where 16 was declared."""
+    if isinstance(node, dict):
+        schema = cast("dict[str, object]", node)
+        if schema.get("type") == "integer":
+            for bound in ("minimum", "maximum", "multipleOf"):
+                value = schema.get(bound)
+                if isinstance(value, float):
+                    schema[bound] = int(value)
+        for value in schema.values():
+            _whole_bounds(value)
+    elif isinstance(node, list):
+        for value in cast("list[object]", node):
+            _whole_bounds(value)
 
 
 def _problems_only(operation: dict[str, Any]) -> None:
