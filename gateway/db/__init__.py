@@ -1,0 +1,28 @@
+"""The only importer of SQLAlchemy: tables, connections and one repository a noun."""
+
+from gateway.db.engine import (
+    AlreadyThere,
+    Database,
+    DatabaseUnavailable,
+    EngineFactory,
+    JobChange,
+    Transaction,
+)
+from gateway.db.folder_lock import FolderInUse, FolderLock, SoleOwnership
+from gateway.db.records import Row
+from gateway.db.schema import SchemaOutdated, migrate
+
+__all__ = [
+    "AlreadyThere",
+    "Database",
+    "DatabaseUnavailable",
+    "EngineFactory",
+    "FolderInUse",
+    "FolderLock",
+    "JobChange",
+    "Row",
+    "SchemaOutdated",
+    "SoleOwnership",
+    "Transaction",
+    "migrate",
+]

@@ -1,0 +1,129 @@
+"""Rows to values and back: the one place that knows how each value is stored."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pydantic import TypeAdapter
+from sqlalchemy import RowMapping
+
+from gateway.backends.base import Produced
+from gateway.job import Artifact, Call, Job, JobError, JobEvent, NewJob, Outcome, Run
+
+Row = RowMapping | Mapping[str, Any]
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_CALL = TypeAdapter(Call)
+_OUTCOME = TypeAdapter(Outcome)
+_PRODUCED = TypeAdapter(Produced)
+
+
+def micros(at: datetime) -> int:
+    """A time as it is stored."""
+    return (at - _EPOCH) // _MICROSECOND
+
+
+def moment(stored: int) -> datetime:
+    """A stored time."""
+    return _EPOCH + stored * _MICROSECOND
+
+
+def _maybe(stored: int | None) -> datetime | None:
+    return None if stored is None else moment(stored)
+
+
+def call_json(call: Call) -> Any:  # noqa: ANN401  # JSON
+    """A call as it is stored."""
+    return _CALL.dump_python(call, mode="json")
+
+
+def outcome_json(outcome: Outcome) -> Any:  # noqa: ANN401  # JSON
+    """An outcome as it is stored."""
+    return _OUTCOME.dump_python(outcome, mode="json")
+
+
+def produced_json(produced: Produced) -> Any:  # noqa: ANN401  # JSON
+    """What a run produced, as it is stored."""
+    return _PRODUCED.dump_python(produced, mode="json")
+
+
+def job_row(new: NewJob, now: datetime) -> dict[str, Any]:
+    """The row of a job just submitted."""
+    return {
+        "id": new.id,
+        "tool": new.tool,
+        "variant": new.variant,
+        "caller": new.caller,
+        "status": "pending",
+        "params": new.params,
+        "call": call_json(new.call),
+        "events": 1,
+        "created_at": micros(now),
+        "deadline_at": micros(now + timedelta(seconds=new.deadline_s)),
+    }
+
+
+def to_job(row: Row, artifacts: Sequence[Artifact] = ()) -> Job:
+    """A job from its row."""
+    outcome, code = row["outcome"], row["error_code"]
+    return Job(
+        id=row["id"],
+        tool=row["tool"],
+        variant=row["variant"],
+        caller=row["caller"],
+        status=row["status"],
+        progress=row["progress"],
+        params=row["params"],
+        call=_CALL.validate_python(row["call"]),
+        outcome=None if outcome is None else _OUTCOME.validate_python(outcome),
+        error=None
+        if code is None
+        else JobError(code=code, message=row["error_message"], kind=row["error_kind"]),
+        artifacts=tuple(artifacts),
+        created_at=moment(row["created_at"]),
+        started_at=_maybe(row["started_at"]),
+        finished_at=_maybe(row["finished_at"]),
+        deadline_at=moment(row["deadline_at"]),
+    )
+
+
+def to_run(row: Row) -> Run:
+    """A run from its row joined with its job's call."""
+    produced = row["produced"]
+    return Run(
+        id=row["id"],
+        job_id=row["job_id"],
+        stage=row["stage"],
+        attempt=row["attempt"],
+        state=row["state"],
+        caller=row["caller"],
+        priority=row["priority"],
+        call=_CALL.validate_python(row["call"]),
+        backend=row["backend"],
+        reference=row["reference"],
+        produced=None if produced is None else _PRODUCED.validate_python(produced),
+        owner=row["owner"],
+        epoch=row["epoch"],
+        failures=row["failures"],
+        deaths=row["deaths"],
+        executed=bool(row["executed"]),
+        created_at=moment(row["created_at"]),
+        not_before=moment(row["not_before"]),
+        deadline_at=moment(row["deadline_at"]),
+    )
+
+
+def to_artifact(row: Row) -> Artifact:
+    """A file from its row."""
+    return Artifact(**{name: row[name] for name in Artifact.__dataclass_fields__})
+
+
+def to_event(row: Row) -> JobEvent:
+    """A log entry from its row."""
+    return JobEvent(
+        job_id=row["job_id"],
+        n=row["n"],
+        type=row["type"],
+        data=row["data"],
+        at=moment(row["at"]),
+    )

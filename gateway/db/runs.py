@@ -1,0 +1,310 @@
+"""The rows that say how far each run got; every write is guarded by state and epoch."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import datetime
+from typing import Any
+
+from pydantic import JsonValue
+from sqlalchemy import RowMapping, and_, bindparam, insert, or_, select, update
+
+from gateway.db.engine import Database, Transaction
+from gateway.db.job_log import move_job, note
+from gateway.db.records import micros, outcome_json, produced_json, to_run
+from gateway.db.tables import artifacts, jobs, runs
+from gateway.job import (
+    RUN_MOVES,
+    RUN_TERMINAL,
+    Artifact,
+    Call,
+    JobError,
+    Outcome,
+    Produced,
+    Run,
+    RunState,
+    run_id,
+)
+
+OPEN: tuple[RunState, ...] = tuple(state for state in RUN_MOVES if state not in RUN_TERMINAL)
+_RUN = select(runs, jobs.c.call).join(jobs, jobs.c.id == runs.c.job_id)
+_OPEN_RUN = _RUN.where(
+    runs.c.id == bindparam("run"), runs.c.owner == bindparam("owner"), runs.c.state.in_(OPEN)
+)
+_GUARDED = update(runs).where(
+    runs.c.id == bindparam("run"),
+    runs.c.epoch == bindparam("run_epoch"),
+    runs.c.state == bindparam("run_state"),
+)
+_PROGRESS = update(jobs).where(jobs.c.id == bindparam("job"))
+
+
+class OwnershipLost(Exception):
+    """The row is not as this owner left it: it ended, or somebody else drives it now."""
+
+
+class RunRows:
+    """Every write a driver of runs makes."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def load(self, identifier: str, owner: str) -> Run | None:
+        """The run, if it is open and this owner's."""
+        values = {"run": identifier, "owner": owner}
+        row = await self._db.read(lambda reading: reading.row(_OPEN_RUN, values))
+        return None if row is None else to_run(row)
+
+    async def put_back(self, run: Run, *, not_before: datetime) -> None:
+        """Its backend had no room: it waits again, no attempt spent. Raises OwnershipLost."""
+
+        async def work(writing: Transaction) -> None:
+            await _move(
+                writing,
+                run,
+                "waiting",
+                backend=None,
+                granted_at=None,
+                not_before=micros(not_before),
+            )
+
+        await self._db.write(work)
+
+    async def started(self, run: Run, reference: str, now: datetime) -> Run:
+        """The backend has taken it; its reference is kept before anything waits on it.
+
+        Raises OwnershipLost.
+        """
+
+        async def work(writing: Transaction) -> None:
+            await _move(writing, run, "started", reference=reference, started_at=micros(now))
+            data: dict[str, JsonValue] = {"backend": run.backend, "attempt": run.attempt}
+            await _move_job_of(
+                writing,
+                run,
+                to="processing",
+                event="processing",
+                data=data,
+                now=now,
+                # a later attempt leaves the time of the first as it is
+                **({"started_at": micros(now)} if run.attempt == 0 and run.stage == 0 else {}),
+            )
+
+        await self._db.write(work)
+        return replace(run, state="started", reference=reference)
+
+    async def progressed(self, run: Run, fraction: float) -> None:
+        """How far it got, and that it was seen executing. Raises OwnershipLost."""
+
+        async def work(writing: Transaction) -> None:
+            await _guarded(writing, run, executed=True)
+            # the guarded write before it holds the run: nobody can have ended the job meanwhile
+            await writing.execute(_PROGRESS, {"job": run.job_id, "progress": fraction})
+
+        await self._db.write(work)
+
+    async def produced(self, run: Run, produced: Produced) -> Run:
+        """Its files should lie in their slots now. Raises OwnershipLost."""
+
+        async def work(writing: Transaction) -> None:
+            await _move(writing, run, "produced", produced=produced_json(produced))
+
+        await self._db.write(work)
+        return replace(run, state="produced", produced=produced)
+
+    async def delivered(
+        self, run: Run, outcome: Outcome, files: Sequence[Artifact], now: datetime
+    ) -> None:
+        """Every file is verified: run and job are done, in one commit. Raises OwnershipLost."""
+
+        async def work(writing: Transaction) -> None:
+            await _move(writing, run, "delivered", ended_at=micros(now))
+            if files:
+                await writing.execute(insert(artifacts), [asdict(file) for file in files])
+            await _move_job_of(
+                writing,
+                run,
+                to="completed",
+                event="completed",
+                data={"files": len(files), "engine": outcome.engine},
+                now=now,
+                outcome=outcome_json(outcome),
+                progress=1.0,
+                finished_at=micros(now),
+            )
+
+        await self._db.write(work)
+
+    async def failed(self, run: Run, error: JobError, now: datetime, *, tell_backend: bool) -> None:
+        """Run and job end in failure. Raises OwnershipLost."""
+
+        async def work(writing: Transaction) -> None:
+            await _move(
+                writing,
+                run,
+                "failed",
+                ended_at=micros(now),
+                error_code=error.code,
+                error_message=error.message,
+                cancel_pending=tell_backend and run.backend is not None,
+            )
+            await _move_job_of(
+                writing,
+                run,
+                to="failed",
+                event="failed",
+                data={"code": error.code, "message": error.message},
+                now=now,
+                error_code=error.code,
+                error_message=error.message,
+                error_kind=error.kind,
+                finished_at=micros(now),
+            )
+
+        await self._db.write(work)
+
+    async def cancelled(self, run: Run, now: datetime) -> None:
+        """It was cancelled where it ran: its job ends so. Raises OwnershipLost."""
+
+        async def work(writing: Transaction) -> None:
+            await _move(writing, run, "cancelled", ended_at=micros(now))
+            await _move_job_of(
+                writing,
+                run,
+                to="cancelled",
+                event="cancelled",
+                data={"by": "backend"},
+                now=now,
+                finished_at=micros(now),
+            )
+
+        await self._db.write(work)
+
+    async def next_attempt(
+        self,
+        run: Run,
+        error: JobError,
+        *,
+        failures: int,
+        deaths: int,
+        not_before: datetime,
+        now: datetime,
+        tell_backend: bool,
+    ) -> str:
+        """This attempt is over, the next one waits; both in one commit. Raises OwnershipLost."""
+        identifier = run_id(run.job_id, run.stage, run.attempt + 1)
+        following = waiting_row(
+            run.call,
+            id=identifier,
+            job_id=run.job_id,
+            stage=run.stage,
+            attempt=run.attempt + 1,
+            caller=run.caller,
+            priority=run.priority,
+            owner=run.owner,
+            failures=failures,
+            deaths=deaths,
+            created_at=micros(run.created_at),
+            not_before=micros(not_before),
+            deadline_at=micros(run.deadline_at),
+        )
+
+        async def work(writing: Transaction) -> None:
+            await _move(
+                writing,
+                run,
+                "failed",
+                ended_at=micros(now),
+                error_code=error.code,
+                error_message=error.message,
+                cancel_pending=tell_backend and run.backend is not None,
+            )
+            await writing.execute(insert(runs), following)
+            await writing.execute(_PROGRESS, {"job": run.job_id, "progress": 0.0})
+            data: dict[str, JsonValue] = {
+                "code": error.code,
+                "message": error.message,
+                "backend": run.backend,
+                "attempt": run.attempt + 1,
+                "in_s": round(max(0.0, (not_before - now).total_seconds()), 3),
+            }
+            await note(writing, run.job_id, "retrying", data, now)
+
+        await self._db.write(work)
+        return identifier
+
+    async def overdue(self, owner: str, now: datetime, limit: int) -> list[Run]:
+        """This owner's runs that wait and may no longer: their deadline has passed."""
+        query = _RUN.where(
+            runs.c.state == "waiting",
+            runs.c.owner == owner,
+            runs.c.deadline_at <= micros(now),
+        ).limit(limit)
+        rows = await self._db.read(lambda reading: reading.rows(query))
+        return [to_run(row) for row in rows]
+
+    async def to_cancel(self, limit: int) -> Sequence[RowMapping]:
+        """Ended runs whose backend was not told yet: id, backend, reference."""
+        query = (
+            select(runs.c.id, runs.c.backend, runs.c.reference)
+            .where(runs.c.cancel_pending)
+            .order_by(runs.c.ended_at, runs.c.id)
+            .limit(limit)
+        )
+        return await self._db.read(lambda reading: reading.rows(query))
+
+    async def told(self, identifier: str) -> None:
+        """The backend knows that the run is over."""
+
+        async def work(writing: Transaction) -> None:
+            await writing.execute(
+                update(runs).where(runs.c.id == identifier).values(cancel_pending=False)
+            )
+
+        await self._db.write(work)
+
+    async def tell_again(self, identifier: str) -> bool:
+        """A start came in after the run had ended: its backend must hear that it is over."""
+
+        async def work(writing: Transaction) -> int:
+            ended = and_(
+                runs.c.id == identifier,
+                or_(runs.c.state == "cancelled", runs.c.state == "failed"),
+                runs.c.backend.is_not(None),
+            )
+            return await writing.matched(update(runs).where(ended).values(cancel_pending=True))
+
+        return await self._db.write(work) > 0
+
+
+def waiting_row(call: Call, **columns: Any) -> dict[str, Any]:  # noqa: ANN401  # column values
+    """The row of a run that has not begun; what is told apart from the call comes as columns."""
+    return {
+        "state": "waiting",
+        "epoch": 0,
+        "failures": 0,
+        "deaths": 0,
+        "workflow": call.workflow,
+        "digest": call.digest,
+        "models": list(call.models),
+        **columns,
+    }
+
+
+async def _move(writing: Transaction, run: Run, to: RunState, **columns: Any) -> None:  # noqa: ANN401
+    if to not in RUN_MOVES[run.state]:
+        raise ValueError(
+            f"a run moves from {run.state} to {sorted(RUN_MOVES[run.state])}, not {to}"
+        )
+    await _guarded(writing, run, state=to, **columns)
+
+
+async def _guarded(writing: Transaction, run: Run, **columns: Any) -> None:  # noqa: ANN401
+    mine = {"run": run.id, "run_epoch": run.epoch, "run_state": run.state}
+    if await writing.matched(_GUARDED, {**mine, **columns}) == 0:
+        raise OwnershipLost(run.id)
+
+
+async def _move_job_of(writing: Transaction, run: Run, **move: Any) -> None:  # noqa: ANN401
+    if not await move_job(writing, run.job_id, **move):
+        # an open run under an ended job cannot be: both end in one commit. Roll back all the same
+        raise OwnershipLost(run.id)

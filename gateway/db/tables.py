@@ -1,0 +1,159 @@
+"""The tables, as one MetaData; `migrations/` makes exactly these.
+
+Ids are UUIDs as text and times UTC microseconds since 1970 as integers: both mean the same on
+SQLite and PostgreSQL, compare as they should, and need no dialect-specific type.
+"""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("tool", String(100), nullable=False),
+    Column("variant", String(255), nullable=False),
+    Column("caller", String(100), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("progress", Float, nullable=False, server_default=text("0")),
+    Column("params", JSON, nullable=False),
+    Column("call", JSON, nullable=False),
+    Column("outcome", JSON),
+    Column("error_code", String(100)),
+    Column("error_message", Text),
+    Column("error_kind", String(16)),
+    # the number of its last event: taken by the update that changes the row, so that two writers
+    # never number an event alike
+    Column("events", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger),
+    Column("finished_at", BigInteger),
+    Column("deadline_at", BigInteger, nullable=False),
+    Index("ix_jobs_created_at_id", "created_at", "id"),
+    Index("ix_jobs_caller_created_at_id", "caller", "created_at", "id"),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("job_id", String(36), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("stage", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("caller", String(100), nullable=False),
+    Column("priority", Integer, nullable=False),
+    # what placement looks at, beside the call kept with the job
+    Column("workflow", String(100), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("models", JSON, nullable=False),
+    Column("backend", String(100)),
+    Column("reference", Text),
+    Column("produced", JSON),
+    Column("owner", String(36)),
+    Column("epoch", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("deaths", Integer, nullable=False),
+    Column("executed", Boolean, nullable=False, server_default=false()),
+    Column("cancel_pending", Boolean, nullable=False, server_default=false()),
+    Column("waits_for", Text),
+    Column("error_code", String(100)),
+    Column("error_message", Text),
+    Column("created_at", BigInteger, nullable=False),
+    Column("not_before", BigInteger, nullable=False),
+    Column("deadline_at", BigInteger, nullable=False),
+    Column("granted_at", BigInteger),
+    Column("started_at", BigInteger),
+    Column("ended_at", BigInteger),
+    UniqueConstraint("job_id", "stage", "attempt"),
+    Index("ix_runs_state_caller", "state", "caller", "priority", "created_at", "id"),
+    Index("ix_runs_caller_granted_at", "caller", "granted_at"),
+)
+Index(
+    "ix_runs_cancel_pending",
+    runs.c.cancel_pending,
+    sqlite_where=runs.c.cancel_pending,
+    postgresql_where=runs.c.cancel_pending,
+)
+
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("job_id", String(36), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("output", String(100), primary_key=True),
+    Column("n", Integer, primary_key=True),
+    Column("key", Text, nullable=False),
+    Column("filename", String(255), nullable=False),
+    Column("media_type", String(255), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("width", Integer),
+    Column("height", Integer),
+    Column("frames", Integer),
+    Index("ix_artifacts_filename", "filename", unique=True),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("job_id", String(36), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("n", Integer, primary_key=True),
+    Column("type", String(32), nullable=False),
+    Column("data", JSON, nullable=False),
+    Column("at", BigInteger, nullable=False),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("caller", String(100), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column(
+        "job_id", String(36), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True
+    ),
+    Column("request_hash", String(64)),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("seen", BigInteger, nullable=False),
+)
+
+trained_models = Table(
+    "trained_models",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("name", String(200), nullable=False),
+    Column("lora", String(255), nullable=False),
+    Column("trigger_word", String(200)),
+    Column("base_model", String(255), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    UniqueConstraint("name"),
+)

@@ -1,0 +1,223 @@
+"""Giving waiting runs their places: one transaction over the rows of all replicas."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from gateway.backends.base import Backend
+from gateway.clock import Clock
+from gateway.db import Database, DatabaseUnavailable, Row, Transaction, placements
+from gateway.db.records import micros
+from gateway.jobs.scoring import Candidate, Grant, Place, choose
+from gateway.jobs.settings import JobSettings
+
+_log = logging.getLogger(__name__)
+
+HEADS_PER_CALLER = 16
+EXPLAINED_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Round:
+    """What one transaction did."""
+
+    grants: Sequence[Grant]
+    stuck: Mapping[str, str]
+    """Workflows by digest that wait and that no backend can carry out."""
+    left: bool
+    """Something waits still."""
+
+
+class Placement:
+    """The loop that grants; `granted(run, owner)` is called once a grant is committed."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        backends: Mapping[str, Backend],
+        settings: JobSettings,
+        clock: Clock,
+        granted: Callable[[str, str], None],
+    ) -> None:
+        self._db = db
+        self._backends = backends
+        self._settings = settings
+        self._clock = clock
+        self._granted = granted
+        self._woken = asyncio.Event()
+        self._timers: set[asyncio.TimerHandle] = set()
+        # what follows saves work or improves a choice; nothing depends on it to be right
+        self._warm: dict[str, frozenset[str]] = {}
+        self._full_until: dict[str, float] = {}
+        self._stuck: Mapping[str, str] = {}
+        self._idle = False
+
+    def wake(self, *, queued: bool) -> None:
+        """Look again: something was queued, or else room was made."""
+        if queued:
+            self._idle = False
+        self._woken.set()
+
+    def wake_in(self, seconds: float) -> None:
+        """Look again later: something is queued that may not begin before."""
+
+        def wake() -> None:
+            self._timers.discard(timer)
+            self.wake(queued=True)
+
+        timer = asyncio.get_running_loop().call_later(max(0.0, seconds), wake)
+        self._timers.add(timer)
+
+    def pause(self, backend: str) -> None:
+        """It refused a run for lack of room: grant it none for a moment."""
+        seconds = self._settings.backend_full_pause_s
+        self._full_until[backend] = asyncio.get_running_loop().time() + seconds
+        self.wake_in(seconds)
+
+    async def run(self) -> None:
+        """Place until cancelled."""
+        swept = True
+        try:
+            while True:
+                self._woken.clear()
+                seen = self._look()
+                try:
+                    await self.place(swept=swept)
+                except DatabaseUnavailable:
+                    _log.warning("placement: the database does not answer", exc_info=True)
+                swept = await self._wait_for_cause(seen)
+        finally:
+            for timer in self._timers:
+                timer.cancel()
+
+    async def place(self, *, swept: bool) -> None:
+        """One round; `swept` = look at everything, whatever seems to be known."""
+        if self._idle and not swept:
+            return
+        now = self._clock.now()
+        # set before the rows are read: what is queued from here on unsets it again
+        self._idle = True
+        try:
+            done = await self._db.write(lambda writing: self._round(writing, now, swept=swept))
+        except DatabaseUnavailable:
+            self._idle = False
+            raise
+        self._idle = self._idle and not done.left
+        looked = done.stuck is not self._stuck
+        self._stuck = done.stuck
+        for grant in done.grants:
+            self._warm[grant.backend] = grant.candidate.needs
+            self._granted(grant.candidate.run_id, grant.candidate.owner)
+        for digest, workflow in done.stuck.items() if looked else ():
+            await self._explain(digest, self._why(workflow, digest), now)
+
+    async def _round(self, writing: Transaction, now: datetime, *, swept: bool) -> _Round:
+        busy = await placements.under_way(writing)
+        places = self._places(busy)
+        if not any(place.room > 0 for place in places) and not swept:
+            return _Round(grants=(), stuck=self._stuck, left=True)
+        stuck: dict[str, str] = {}
+        while True:
+            rows = await placements.heads(
+                writing, now, per_caller=HEADS_PER_CALLER, without=sorted(stuck)
+            )
+            candidates = [_candidate(row, now) for row in rows]
+            # looked at again without those: they must not hide runs that can be placed
+            hopeless = {c.digest: c.workflow for c in candidates if not self._anywhere(c)}
+            if not hopeless:
+                break
+            stuck |= hopeless
+        running = Counter[str](row["caller"] for row in busy)
+        grants = choose(candidates, places, running, self._ready, self._settings)
+        given = [grant for grant in grants if await self._give(writing, grant, now)]
+        return _Round(grants=given, stuck=stuck, left=bool(stuck) or len(given) < len(candidates))
+
+    async def _give(self, writing: Transaction, grant: Grant, now: datetime) -> bool:
+        candidate = grant.candidate
+        return await placements.grant(
+            writing, candidate.run_id, candidate.epoch, grant.backend, now
+        )
+
+    def _places(self, busy: Sequence[Row]) -> list[Place]:
+        clock = asyncio.get_running_loop().time()
+        places: list[Place] = []
+        for name, backend in self._backends.items():
+            here = [row for row in busy if row["backend"] == name]
+            loaded = frozenset(need for row in here for need in (row["models"] or (row["digest"],)))
+            paused = self._full_until.get(name, 0) > clock
+            places.append(
+                Place(
+                    backend=name,
+                    room=0 if paused else backend.capacity - len(here),
+                    load=len(here),
+                    warm=loaded or self._warm.get(name, frozenset()),
+                )
+            )
+        return places
+
+    def _ready(self, backend: str, candidate: Candidate) -> bool:
+        known = self._backends[backend].readiness(candidate.workflow, candidate.digest)
+        return known.readiness == "ready"
+
+    def _anywhere(self, candidate: Candidate) -> bool:
+        return any(self._ready(name, candidate) for name in self._backends)
+
+    async def _explain(self, digest: str, why: str, now: datetime) -> None:
+        await self._db.write(
+            lambda writing: placements.explain(writing, digest, why, now, limit=EXPLAINED_AT_ONCE)
+        )
+
+    def _why(self, workflow: str, digest: str) -> str:
+        known = [backend.readiness(workflow, digest) for backend in self._backends.values()]
+        lacking = [thing.name for one in known for thing in one.missing]
+        if known and all(one.readiness == "missing" for one in known):
+            return f"missing on every GPU service: {', '.join(dict.fromkeys(lacking))}"
+        return "no GPU service that can carry it out answers at present"
+
+    def _look(self) -> tuple[object, ...]:
+        return tuple(
+            (
+                backend.capacity,
+                *(
+                    backend.readiness(name, digest).readiness
+                    for digest, name in self._stuck.items()
+                ),
+            )
+            for backend in self._backends.values()
+        )
+
+    async def _wait_for_cause(self, seen: tuple[object, ...]) -> bool:
+        """Return when there is reason to place: True when it is only that time has passed."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._settings.sweep_s
+        while loop.time() < until:
+            try:
+                async with asyncio.timeout(self._settings.backend_watch_s):
+                    await self._woken.wait()
+            except TimeoutError:
+                if self._look() != seen:
+                    self._idle = False
+                    return False
+            else:
+                return False
+        return True
+
+
+def _candidate(row: Row, now: datetime) -> Candidate:
+    return Candidate(
+        run_id=row["id"],
+        owner=row["owner"],
+        epoch=row["epoch"],
+        caller=row["caller"],
+        priority=row["priority"],
+        workflow=row["workflow"],
+        digest=row["digest"],
+        models=frozenset(row["models"]),
+        waited_s=max(0, micros(now) - row["created_at"]) / 1e6,
+        created_at=row["created_at"],
+        turn=row["turn"] or 0,
+    )

@@ -1,0 +1,345 @@
+"""Driving one run: from whatever state its row is in to its end."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from gateway.backends.base import (
+    Backend,
+    BackendFull,
+    BackendUnreachable,
+    Order,
+    Progressed,
+    RunCancelled,
+    RunFailed,
+    RunLost,
+)
+from gateway.clock import Clock
+from gateway.db import DatabaseUnavailable
+from gateway.db.runs import OwnershipLost, RunRows
+from gateway.job import JobError, Outcome, Produced, Run
+from gateway.jobs.files import NotDelivered, RunFiles
+from gateway.jobs.patience import Patience, backoff
+from gateway.jobs.placement import Placement
+from gateway.jobs.settings import JobSettings
+from gateway.jobs.wait import Hub
+from gateway.storage.base import StorageError
+
+_log = logging.getLogger(__name__)
+
+ENGINE_LOST = "lost"
+"""Code of the failure a GPU service reports when its ComfyUI died with the run."""
+
+
+class BackendLost(Exception):
+    """It has not answered for too long, or is not configured any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What every drive of this replica shares."""
+
+    owner: str
+    rows: RunRows
+    backends: Mapping[str, Backend]
+    files: RunFiles
+    hub: Hub
+    placement: Placement
+    settings: JobSettings
+    clock: Clock
+    rng: random.Random
+    starting: set[str]
+    """Runs whose backend is being asked to start them; cancelling waits for its answer."""
+    in_background: Callable[[Coroutine[Any, Any, None]], None]
+    tell_backends: Callable[[], None]
+    """Runs have ended whose backends do not know it yet."""
+
+    def patience(self, limit_s: float | None) -> Patience:
+        """Fresh patience with something that does not answer."""
+        return Patience(
+            first_s=self.settings.reconnect_s,
+            longest_s=self.settings.reconnect_max_s,
+            limit_s=limit_s,
+            rng=self.rng,
+        )
+
+
+async def drive(engine: Engine, run_id: str) -> None:
+    """Carry a run on until it ends, waits again, or is somebody else's.
+
+    Safe to enter at any time and again: it goes by the row alone, and the backend adopts by the
+    run's id what an earlier drive began. Raises DatabaseUnavailable.
+    """
+    while True:
+        run = await engine.rows.load(run_id, engine.owner)
+        if run is None or run.state == "waiting":
+            return
+        try:
+            await _Drive(engine, run).to_its_end()
+        except OwnershipLost:
+            # ended or taken over: the next load finds nothing and we stop without a word. Or a
+            # write of ours went through whose answer we did not live to see: then go on from there
+            continue
+        return
+
+
+class _Drive:
+    """One pass over a run, which is kept as its row is."""
+
+    def __init__(self, engine: Engine, run: Run) -> None:
+        self._engine = engine
+        self._run = run
+        self._executed = run.executed
+
+    async def to_its_end(self) -> None:
+        """Take every step that is left, or write down why it cannot be taken."""
+        if self._run.deaths >= self._engine.settings.max_deaths:
+            await self._poisoned(tell_backend=True)
+            return
+        left = self._left().total_seconds()
+        if left <= 0:
+            await self._overdue()
+            return
+        deadline = asyncio.timeout(left)
+        try:
+            async with deadline:
+                await self._steps()
+        except (OwnershipLost, DatabaseUnavailable):
+            raise
+        except Exception as error:  # noqa: BLE001  # foreign ones are logged and fail the attempt
+            if isinstance(error, TimeoutError) and deadline.expired():
+                await self._overdue()
+            else:
+                await self._stopped_by(error)
+
+    async def _stopped_by(self, error: Exception) -> None:
+        engine, run = self._engine, self._run
+        match error:
+            case BackendFull():
+                await self._put_back()
+            case RunLost():
+                await self._lost(executed=error.executed)
+            case RunFailed():
+                await self._failed(error)
+            case RunCancelled():
+                await engine.rows.cancelled(run, engine.clock.now())
+            case BackendLost():
+                await self._again("backend_unreachable", str(error), tell_backend=True)
+            case NotDelivered():
+                _log.warning("run %s: %s", run.id, error)
+                message = "A result file did not reach storage as it was sent."
+                await self._again("output_missing", message, failed=True)
+            case _:
+                _log.error("run %s: not foreseen by the contracts", run.id, exc_info=error)
+                message = "Something went wrong on our side."
+                await self._again("internal_error", message, failed=True, tell_backend=True)
+
+    async def _steps(self) -> None:
+        if self._run.state == "granted":
+            await self._start(self._backend())
+        if self._run.state == "started":
+            await self._follow(self._backend())
+        if self._run.state == "produced":
+            await self._deliver()
+
+    async def _start(self, backend: Backend) -> None:
+        """Begin or adopt it, and keep the reference before anything waits on it."""
+        engine, run = self._engine, self._run
+        order = Order(run_id=run.id, call=run.call, slots=engine.files.slots(run, self._left()))
+        patience = engine.patience(engine.settings.backend_lost_after_s)
+        while (reference := await self._asked_to_start(backend, order)) is None:
+            if not await patience.pause():
+                raise BackendLost(f"{backend.name} does not answer")
+            if await engine.rows.load(run.id, engine.owner) is None:
+                raise OwnershipLost(run.id)
+        try:
+            self._run = await engine.rows.started(run, reference, engine.clock.now())
+        except OwnershipLost:
+            # it ended while it was being started: the backend may have heard of the end first
+            if await engine.rows.tell_again(run.id):
+                engine.tell_backends()
+            raise
+
+    async def _asked_to_start(self, backend: Backend, order: Order) -> str | None:
+        """Ask once; None = no answer, and it may have begun all the same."""
+        engine = self._engine
+        engine.starting.add(order.run_id)
+        try:
+            return await backend.start(order)
+        except BackendUnreachable:
+            return None
+        finally:
+            engine.starting.discard(order.run_id)
+
+    async def _follow(self, backend: Backend) -> None:
+        """Look at it until it is over there; looking again is free, starting again is not."""
+        engine, run = self._engine, self._run
+        patience = engine.patience(engine.settings.backend_lost_after_s)
+        written = asyncio.get_running_loop().time()
+        try:
+            while True:
+                try:
+                    async with _closing(backend.follow(run.id, run.reference or "")) as events:
+                        async for event in events:
+                            patience.answered()
+                            if isinstance(event, Produced):
+                                self._run = await engine.rows.produced(run, event)
+                                return
+                            written = await self._progressed(event, written)
+                except BackendUnreachable:
+                    _log.info("run %s: %s does not answer", run.id, backend.name)
+                if not await patience.pause():
+                    raise BackendLost(f"{backend.name} does not answer")
+        finally:
+            engine.hub.stopped_following(run.job_id)
+            # room is made there, however it ended
+            engine.placement.wake(queued=False)
+
+    async def _progressed(self, event: Progressed, written: float) -> float:
+        engine, now = self._engine, asyncio.get_running_loop().time()
+        self._executed = self._executed or event.fraction > 0
+        engine.hub.progressed(self._run.job_id, event)
+        if not self._executed or now - written < engine.settings.progress_write_s:
+            return written
+        await engine.rows.progressed(self._run, event.fraction)
+        return now
+
+    async def _deliver(self) -> None:
+        """Completed means delivered: look at each file where it lies, then say so."""
+        engine, run, produced = self._engine, self._run, self._run.produced
+        if produced is None:
+            raise NotDelivered("the row names no outputs")
+        # the GPU time is spent: no attempt is begun anew because storage is away
+        patience = engine.patience(None)
+        while True:
+            try:
+                files = await engine.files.verified(run, produced)
+                break
+            except StorageError as error:
+                _log.warning("run %s: storage does not answer: %s", run.id, error)
+                await patience.pause()
+        outcome = Outcome(
+            params=produced.params,
+            engine=produced.engine,
+            backend=run.backend or "",
+            duration_seconds=produced.duration_seconds,
+            texts=produced.texts,
+        )
+        await engine.rows.delivered(run, outcome, files, engine.clock.now())
+        backend = engine.backends.get(run.backend or "")
+        if backend is not None:
+            engine.in_background(_forget(backend, run))
+
+    async def _put_back(self) -> None:
+        engine, run = self._engine, self._run
+        pause = timedelta(seconds=engine.settings.backend_full_pause_s)
+        await engine.rows.put_back(run, not_before=engine.clock.now() + pause)
+        engine.placement.pause(run.backend or "")
+
+    async def _failed(self, error: RunFailed) -> None:
+        failure = error.failure
+        self._executed = self._executed or error.executed
+        if failure.kind != "transient":
+            await self._end(JobError(code=failure.code, message=failure.message, kind=failure.kind))
+        elif failure.code == ENGINE_LOST:
+            await self._lost(executed=error.executed)
+        else:
+            await self._again(failure.code, failure.message, failed=True)
+
+    async def _lost(self, *, executed: bool) -> None:
+        """It is known to be gone there: only now may it be done again."""
+        self._executed = self._executed or executed
+        if self._executed and self._run.deaths + 1 >= self._engine.settings.max_deaths:
+            await self._poisoned(tell_backend=False)
+            return
+        message = "The run was lost where it ran."
+        await self._again("run_lost", message, died=self._executed)
+
+    async def _poisoned(self, *, tell_backend: bool) -> None:
+        message = (
+            f"The process working on this job died {self._engine.settings.max_deaths} times, so it "
+            "is not tried again."
+        )
+        await self._end(JobError(code="poison", message=message), tell_backend=tell_backend)
+
+    async def _overdue(self) -> None:
+        await self._end(deadline_exceeded(), tell_backend=True)
+
+    async def _end(self, error: JobError, *, tell_backend: bool = False) -> None:
+        engine = self._engine
+        await engine.rows.failed(self._run, error, engine.clock.now(), tell_backend=tell_backend)
+        if tell_backend:
+            engine.tell_backends()
+
+    async def _again(
+        self,
+        code: str,
+        message: str,
+        *,
+        failed: bool = False,
+        died: bool = False,
+        tell_backend: bool = False,
+    ) -> None:
+        """Let the next attempt wait, or end the job when this was its last."""
+        engine, run, settings = self._engine, self._run, self._engine.settings
+        error = JobError(code=code, message=message, kind="transient")
+        failures = run.failures + failed
+        if failures >= settings.max_attempts:
+            await self._end(error, tell_backend=tell_backend)
+            return
+        wait_s = backoff(
+            run.attempt, settings.retry_backoff_s, settings.retry_backoff_max_s, engine.rng
+        )
+        now = engine.clock.now()
+        await engine.rows.next_attempt(
+            run,
+            error,
+            failures=failures,
+            deaths=run.deaths + died,
+            not_before=now + timedelta(seconds=wait_s),
+            now=now,
+            tell_backend=tell_backend,
+        )
+        engine.placement.wake_in(wait_s)
+        if tell_backend:
+            engine.tell_backends()
+
+    def _backend(self) -> Backend:
+        name = self._run.backend or ""
+        backend = self._engine.backends.get(name)
+        if backend is None:
+            raise BackendLost(f"{name} is not configured any more")
+        return backend
+
+    def _left(self) -> timedelta:
+        return self._run.deadline_at - self._engine.clock.now()
+
+
+def deadline_exceeded() -> JobError:
+    """Why a job ends that took longer than it may."""
+    return JobError(code="deadline_exceeded", message="The job was not done before its deadline.")
+
+
+async def _forget(backend: Backend, run: Run) -> None:
+    try:
+        await backend.forget(run.id, run.reference or "")
+    except Exception:  # noqa: BLE001  # the job is done: whatever it raises changes nothing
+        _log.info("run %s: %s was not told to forget it", run.id, backend.name, exc_info=True)
+
+
+@asynccontextmanager
+async def _closing(
+    events: AsyncIterator[Progressed | Produced],
+) -> AsyncGenerator[AsyncIterator[Progressed | Produced]]:
+    """Close a generator when its reader leaves, not when the collector finds it."""
+    try:
+        yield events
+    finally:
+        close = getattr(events, "aclose", None)
+        if close is not None:
+            await close()

@@ -1,0 +1,47 @@
+"""How patient the job engine is."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSettings:
+    """Every limit and interval the rules of jobs know; times in seconds."""
+
+    max_attempts: int = 3
+    """Transient failures that end a job."""
+    max_deaths: int = 3
+    """Unclean deaths of a process working on a job that end it as poison."""
+    retry_backoff_s: float = 2
+    """Wait before the second attempt; doubles with each further one."""
+    retry_backoff_max_s: float = 60
+    backend_lost_after_s: float = 120
+    """A backend unreachable for this long loses its runs to another attempt."""
+    backend_full_pause_s: float = 1
+    """A backend that refused a run for lack of room is granted none for this long."""
+    reconnect_s: float = 0.25
+    """First wait before an unreachable backend is tried again; doubles up to `reconnect_max_s`."""
+    reconnect_max_s: float = 5
+    window: int = 2000
+    """Most open runs one gateway owns; the others wait without an owner."""
+    lease_s: float = 15
+    """A gateway silent for this long is taken for dead."""
+    progress_write_s: float = 1
+    """Shortest time between two stored progress values of a run."""
+    poll_s: float = 2
+    """How often a waiter looks by itself, should a wake-up be lost."""
+    backend_watch_s: float = 0.5
+    """How often placement looks whether a backend's capacity or readiness changed."""
+    sweep_s: float = 5
+    """How often placement, cancels and deadlines are gone over without a cause."""
+    warm_for_s: float = 30
+    """A run that waited longer competes as if its models were loaded everywhere."""
+    priority_step_s: float = 300
+    """Each such wait raises a run's priority by one."""
+    slot_lifetime: timedelta = timedelta(hours=24)
+    """Least time an output slot can be written to; a run's deadline extends it."""
+
+    @property
+    def per_caller(self) -> int:
+        """Most open runs of one caller that one gateway owns."""
+        return max(1, self.window // 4)

@@ -1,0 +1,101 @@
+"""Placement over the rows: capacity, readiness, fairness, and saying why a job waits."""
+
+import asyncio
+
+from tests.unit.jobs.world import ScriptedBackend, World, finished, log_of, new_job, until
+
+
+async def test_capacity_is_never_exceeded(world: World) -> None:
+    world.gpu.capacity = 2
+    jobs = await world.gateway()
+    submitted = [(await jobs.submit(new_job()))[0] for _ in range(12)]
+    for job in submitted:
+        assert (await finished(jobs, job.id)).status == "completed"
+    assert world.gpu.most_at_once <= 2
+
+
+async def test_a_backend_that_appears_is_used_at_once(world: World) -> None:
+    world.gpu.capacity = 0
+    jobs = await world.gateway(sweep_s=3600)
+    job, _ = await jobs.submit(new_job())
+    await asyncio.sleep(0.1)
+    world.gpu.capacity = 1
+    assert (await finished(jobs, job.id)).status == "completed"
+
+
+async def test_one_callers_backlog_does_not_hold_up_anothers_job(world: World) -> None:
+    world.gpu.capacity = 2
+    world.gpu.hold = asyncio.Event()
+    jobs = await world.gateway()
+    backlog = [(await jobs.submit(new_job("alice")))[0] for _ in range(40)]
+    await until(lambda: len(world.gpu.followed) == 2)
+    other, _ = await jobs.submit(new_job("bob"))
+    world.gpu.hold.set()
+    await finished(jobs, other.id)
+    # two places come free at once: it gets one of them, whichever starts first
+    assert world.gpu.started.index(other.id) <= 3
+    await finished(jobs, backlog[-1].id)
+
+
+async def test_a_missing_workflow_waits_says_why_once_and_hides_no_other(world: World) -> None:
+    world.gpu.states = {"wan": "missing"}
+    jobs = await world.gateway()
+    # more than placement looks at of one caller
+    stuck = [(await jobs.submit(new_job(workflow="wan", digest="w" * 64)))[0] for _ in range(20)]
+    fine, _ = await jobs.submit(new_job())
+    assert (await finished(jobs, fine.id)).status == "completed"
+    count = "SELECT count(*) AS n FROM job_events WHERE type = 'waiting'"
+    await until(lambda: world.rows(count)[0]["n"] == 20)
+    await asyncio.sleep(0.5)
+    assert world.rows(count)[0]["n"] == 20
+
+    world.gpu.states = {}
+
+    assert (await finished(jobs, stuck[0].id)).status == "completed"
+    log = await log_of(jobs, stuck[0].id)
+    assert [event.type for event in log] == ["pending", "waiting", "processing", "completed"]
+    assert log[1].data == {
+        "workflow": "wan",
+        "why": "missing on every GPU service: flux.safetensors",
+    }
+
+
+async def test_a_workflow_not_known_yet_waits_for_the_first_look(world: World) -> None:
+    world.gpu.state = "unknown"
+    jobs = await world.gateway()
+    job, _ = await jobs.submit(new_job())
+    await asyncio.sleep(0.1)
+    assert world.gpu.started == []
+    world.gpu.state = "ready"
+    assert (await finished(jobs, job.id)).status == "completed"
+
+
+async def test_a_run_goes_to_the_backend_that_can_carry_it_out(world: World) -> None:
+    world.gpu.states = {"wan": "missing"}
+    other = ScriptedBackend(storage=world.storage, name="other", states={"flux": "missing"})
+    world.backends.append(other)
+    jobs = await world.gateway()
+    wan, _ = await jobs.submit(new_job(workflow="wan", digest="w" * 64))
+    flux, _ = await jobs.submit(new_job())
+    for job in (wan, flux):
+        await finished(jobs, job.id)
+    assert (world.gpu.started, other.started) == ([flux.id], [wan.id])
+
+
+async def test_a_run_goes_where_its_models_were_loaded_last(world: World) -> None:
+    other = ScriptedBackend(storage=world.storage, name="other")
+    world.backends.append(other)
+    world.gpu.states, other.states = {"sdxl": "missing"}, {"flux": "missing"}
+    jobs = await world.gateway()
+    for workflow in ("flux", "sdxl"):
+        job, _ = await jobs.submit(
+            new_job(workflow=workflow, digest=workflow, models=(f"checkpoints/{workflow}",))
+        )
+        await finished(jobs, job.id)
+    world.gpu.states, other.states = {}, {}
+    for _ in range(3):
+        job, _ = await jobs.submit(
+            new_job(workflow="sdxl", digest="sdxl", models=("checkpoints/sdxl",))
+        )
+        await finished(jobs, job.id)
+    assert len(other.started) == 4
