@@ -51,4 +51,4 @@ run: ## Start everything; the same as ./startup.sh
 	./startup.sh
 
 benchmarks: setup ## Measure the overhead against a bare client
-	$(PY) benchmarks/overhead.py
+	$(PY) -m benchmarks.overhead --write benchmarks/overhead.md

@@ -4,7 +4,7 @@ The floor is a bare client of the same simulator: POST /prompt, one persistent w
 /history, GET /view. Both sides run the same graph, ask in turn in the same minutes, and read every
 byte of the result. The ratio counts; the milliseconds are this machine's.
 
-    python benchmarks/overhead.py [--quick] [--write benchmarks/overhead.md]
+    python -m benchmarks.overhead [--quick] [--write benchmarks/overhead.md]
 """
 
 import argparse
@@ -25,7 +25,8 @@ from typing import Any
 import httpx
 import websocket
 
-from tests.support.stack import Stack, running, wait_ready
+from gpu_server.workflow import load_workflows
+from tests.support.stack import ROOT, Stack, running, wait_ready
 
 VARIANT = "checkpoint:tiny-sd15.ckpt"
 BODY: dict[str, Any] = {"prompt": "bench", "variant": VARIANT, "width": 256, "height": 256}
@@ -96,10 +97,11 @@ class Floor:
                 node["inputs"]["seed"] = seed
             if "filename_prefix" in node["inputs"]:
                 node["inputs"]["filename_prefix"] = f"floor/{prompt_id}/image"
-        self.ended[prompt_id] = threading.Event()
+        ended = self.ended[prompt_id] = threading.Event()
         body = {"prompt": graph, "client_id": self.client_id, "prompt_id": prompt_id}
         self.http.post("/prompt", json=body).raise_for_status()
-        self.ended.pop(prompt_id).wait(300)
+        assert ended.wait(300), "no end was heard"
+        del self.ended[prompt_id]
         entry = self.http.get(f"/history/{prompt_id}").json()[prompt_id]
         files = [f for out in entry["outputs"].values() for f in out.get("images", [])]
         return sum(read_all(self.http, "/view", f) for f in files)
@@ -167,12 +169,13 @@ def measure(stack: Stack, floor: Floor, http: httpx.Client, case: Case, start: i
     return f"| {case.name} | {a:.1f} | {b:.1f} | **{b / a:.2f}** | {grown} |"
 
 
-def graph_of_a_job(stack: Stack, http: httpx.Client) -> dict[str, Any]:
-    """The graph the GPU service makes of our call, as ComfyUI has it in its history."""
-    job_id = http.post("/api/generate", json=BODY | {"num_inference_steps": 1}).json()["job_id"]
-    history = httpx.get(f"{stack.comfyui}/history/{job_id}", trust_env=False).json()
-    graph: dict[str, Any] = history[job_id]["prompt"][2]
-    return graph
+def graph_of(stack: Stack) -> dict[str, Any]:
+    """The graph the GPU service makes of our call."""
+    info = httpx.get(f"{stack.comfyui}/object_info", trust_env=False).json()
+    params = {k: v for k, v in BODY.items() if k != "variant"} | {"checkpoint": "tiny-sd15.ckpt"}
+    workflow = load_workflows(ROOT / "workflows")["checkpoint"]
+    bound = workflow.bind(params | {"seed": 1}, run_id=str(uuid.uuid4()), object_info=info)
+    return bound.graph
 
 
 def main() -> None:
@@ -193,7 +196,7 @@ def main() -> None:
         limits = httpx.Limits(max_connections=32)
         with stack.client(limits=limits) as http:
             wait_ready(http, VARIANT)
-            floor = Floor(stack.comfyui, graph_of_a_job(stack, http))
+            floor = Floor(stack.comfyui, graph_of(stack))
             for _ in range(10):
                 gateway_job(http, CASES[0], 1)
             for n, case in enumerate(CASES):
@@ -205,7 +208,7 @@ def main() -> None:
     print(table)
     if args.write:
         args.write.write_text(
-            f"# Overhead\n\nMade by `python benchmarks/overhead.py --write {args.write}` on "
+            f"# Overhead\n\nMade by `python -m benchmarks.overhead --write {args.write}` on "
             f"{machine}.\n\n{__doc__.splitlines()[0]}\n\n{table}\n"
         )
 

@@ -9,7 +9,6 @@ from pydantic import JsonValue
 
 from gpu_server.comfy import ComfyClient, ComfyUnavailable, RunFailed
 from gpu_server.models import installed
-from gpu_server.node_specs import ObjectInfo
 from gpu_server.protocol import Missing, RunRequest, Workflows, WorkflowStatus
 from gpu_server.workflow import (
     Workflow,
@@ -19,6 +18,7 @@ from gpu_server.workflow import (
     load_workflows,
     make_workflow,
 )
+from gpu_server.workflow.node_specs import ObjectInfo
 
 _log = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from http import HTTPStatus
 
@@ -16,7 +17,8 @@ from gpu_server.protocol import OutputFile, Slot
 _log = logging.getLogger(__name__)
 
 _CHUNK = 256 * 1024
-_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 4.0)
+_FIRST_DELAY_S = 0.2
+_LONGEST_DELAY_S = 3.0
 _AGAIN = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
 
 
@@ -41,19 +43,31 @@ class Deliverer:
         """Close every connection."""
         await self._http.aclose()
 
-    async def deliver(self, file: ComfyFile, slot: Slot) -> OutputFile:
-        """Bring a file into its slot; raises RunFailed (transient) when that can't be done."""
-        for delay in (*_DELAYS_S, None):
+    async def deliver(self, file: ComfyFile, slot: Slot, *, within_s: float) -> OutputFile:
+        """Bring a file into its slot, however long the slot or ComfyUI is away meanwhile.
+
+        Args:
+            file: a file ComfyUI has just produced.
+            slot: where it goes.
+            within_s: how long it is tried; the GPU time in the file is worth the patience.
+
+        Raises:
+            RunFailed: (transient) the slot refuses it, ComfyUI lost it, or the time is over.
+        """
+        until, delay, told = time.monotonic() + within_s, _FIRST_DELAY_S, ""
+        while True:
             try:
                 return await self._attempt(file, slot)
             except (_TryAgain, ComfyUnavailable) as error:
                 reason = str(error)
-            _log.warning("slot %s: %s", slot.name, reason)
-            if delay is not None:
-                await asyncio.sleep(delay)
-        raise RunFailed(
-            "transient", "delivery_failed", f"output {slot.name} could not be delivered"
-        )
+            if reason != told:
+                _log.warning("slot %s: %s; it is tried again", slot.name, reason)
+                told = reason
+            left = until - time.monotonic()
+            if left <= 0:
+                raise _undelivered(f"output {slot.name} could not be delivered")
+            await asyncio.sleep(min(delay, left))
+            delay = min(2 * delay, _LONGEST_DELAY_S)
 
     async def _attempt(self, file: ComfyFile, slot: Slot) -> OutputFile:
         async with self._comfy.view(file) as source:
@@ -64,16 +78,14 @@ class Deliverer:
                 headers["content-length"] = body.length
             try:
                 answer = await self._http.put(slot.url, content=body.chunks(), headers=headers)
+            except httpx.UnsupportedProtocol:
+                raise _undelivered(f"the slot {slot.name} has no usable address") from None
             except httpx.TransportError as error:
                 raise _TryAgain(f"the transfer broke off ({type(error).__name__})") from None
         if answer.is_server_error or answer.status_code in _AGAIN:
             raise _TryAgain(f"the slot answered {answer.status_code}")
         if not answer.is_success:
-            raise RunFailed(
-                "transient",
-                "delivery_failed",
-                f"the slot {slot.name} refused the file ({answer.status_code})",
-            )
+            raise _undelivered(f"the slot {slot.name} refused the file ({answer.status_code})")
         size = picture_size(body.head) or (None, None)
         return OutputFile(
             slot=slot.name,
@@ -83,6 +95,10 @@ class Deliverer:
             width=size[0],
             height=size[1],
         )
+
+
+def _undelivered(message: str) -> RunFailed:
+    return RunFailed("transient", "delivery_failed", message)
 
 
 class _Body:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -9,7 +10,6 @@ from typing import cast
 
 from pydantic import BaseModel, ConfigDict
 
-from gpu_server.bind import ParamError
 from gpu_server.catalogue import Catalogue
 from gpu_server.comfy import (
     ComfyClient,
@@ -24,16 +24,20 @@ from gpu_server.comfy import (
 )
 from gpu_server.delivery import Deliverer
 from gpu_server.fetch import origin_of
-from gpu_server.graph import WorkflowError
 from gpu_server.inputs import Uploader
-from gpu_server.journal import Journal
-from gpu_server.protocol import Failure, Progress, RunRequest, Slot
+from gpu_server.journal import FinalState, Journal
+from gpu_server.protocol import Failure, Progress, RunRequest, RunState, RunStatus, Slot
 from gpu_server.run import Plan, Run, plan_outputs
-from gpu_server.workflow import Workflow
+from gpu_server.workflow import ParamError, Workflow, WorkflowError
 
 _log = logging.getLogger(__name__)
 
 _STOP_S = 10
+_FINAL: dict[RunState, FinalState] = {
+    "completed": "delivered",
+    "failed": "failed",
+    "cancelled": "cancelled",
+}
 
 
 class JournalEntry(BaseModel):
@@ -69,13 +73,21 @@ class Executor:
         """Bring a run to its end; raises nothing but cancellation of the process's own stop."""
         try:
             await self._carry_out(run)
+            status = run.decide("completed", engine=self._comfy.engine)
         except asyncio.CancelledError:
             if not run.cancel_asked:
                 raise
-            run.end("cancelled")
+            status = run.decide("cancelled")
         except Exception as error:  # noqa: BLE001 - the outermost ring: a run always ends
-            _end(run, error)
-        status = run.status
+            status = _verdict(run, error)
+        try:
+            # Written before it is told: whoever heard of the end finds it after a restart as well.
+            await self._journal.end(
+                run.run_id, _FINAL[status.state], status.model_dump_json().encode()
+            )
+        except sqlite3.Error:
+            _log.exception("the end of run %s could not be written down", run.run_id)
+        run.end(status)
         _log.info(
             "run %s %s%s after %s s of execution",
             run.run_id,
@@ -83,10 +95,6 @@ class Executor:
             f" ({status.failure.code})" if status.failure else "",
             status.duration_seconds,
         )
-        if status.state == "completed":
-            await self._journal.move(run.run_id, "delivered")
-        else:
-            await self._journal.delete(run.run_id)
 
     async def _carry_out(self, run: Run) -> None:
         plan = run.plan or await self._prepare(run)
@@ -99,11 +107,7 @@ class Executor:
             if run.in_comfyui:
                 await self._stop(run)
             raise cause from None
-        if run.cancel_asked:
-            # The interrupt came too late: ComfyUI had finished.
-            raise RunCancelled
         _check_complete(run, plan)
-        run.end("completed", engine=self._comfy.engine)
 
     async def _prepare(self, run: Run) -> Plan:
         """Upload the inputs and make the graph; the journal has the plan before ComfyUI has it."""
@@ -162,8 +166,6 @@ class Executor:
 
     async def _record(self, run: Run, plan: Plan | None) -> None:
         entry = JournalEntry(request=run.request, plan=plan)
-        if plan is not None and run.request.inputs:
-            await self._journal.delete(run.run_id)
         await self._journal.put(run.run_id, entry.model_dump_json().encode())
 
     async def _follow(self, run: Run, plan: Plan) -> None:
@@ -191,9 +193,13 @@ class Executor:
                             deliveries.create_task(self._deliver(run, file, slot))
                     case Finished():
                         pass
+            if run.cancel_asked:
+                # The interrupt came too late: ComfyUI had finished. Files are no longer wanted.
+                raise RunCancelled
 
     async def _deliver(self, run: Run, file: ComfyFile, slot: Slot) -> None:
-        run.delivered(await self._deliverer.deliver(file, slot))
+        within_s = run.request.timeout_s
+        run.delivered(await self._deliverer.deliver(file, slot, within_s=within_s))
 
     async def _stop(self, run: Run) -> None:
         """Spare the GPU a run whose result nobody can get."""
@@ -264,27 +270,17 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
             yield error
 
 
-def _end(run: Run, error: Exception) -> None:
-    if run.cancel_asked:
-        run.end("cancelled")
-        return
+def _verdict(run: Run, error: Exception) -> RunStatus:
+    if run.cancel_asked or isinstance(error, RunCancelled):
+        return run.decide("cancelled")
     match error:
-        case RunCancelled():
-            run.end("cancelled")
         case RunFailed():
-            run.end("failed", failure=error.failure)
+            failure = error.failure
         case ParamError():
-            run.end("failed", failure=Failure(kind="usage", code=error.code, message=error.message))
+            failure = Failure(kind="usage", code=error.code, message=error.message)
         case WorkflowError():
-            run.end(
-                "failed",
-                failure=Failure(kind="fatal", code="workflow_invalid", message=str(error)),
-            )
+            failure = Failure(kind="fatal", code="workflow_invalid", message=str(error))
         case _:
             _log.error("run %s failed", run.run_id, exc_info=error)
-            run.end(
-                "failed",
-                failure=Failure(
-                    kind="fatal", code="internal_error", message="the GPU service failed"
-                ),
-            )
+            failure = Failure(kind="fatal", code="internal_error", message="the GPU service failed")
+    return run.decide("failed", failure=failure)

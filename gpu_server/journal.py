@@ -1,12 +1,17 @@
 """What the GPU service must remember beyond its own death: one small SQLite file.
 
 It holds the websocket's clientId, so that a new process receives the events of the prompts its
-predecessor queued, and one row for each run that is not yet over.
+predecessor queued, and one row for each run until it is forgotten.
 
     accepted    the service has the request, nothing was sent to ComfyUI
     posting     written before the POST: after a death nobody knows whether it arrived
     posted      ComfyUI has answered it
-    delivered   every output lies where it belongs; only the cleaning is left
+    delivered   every output lies where it belongs
+    failed      it ended without a result
+    cancelled   it was asked to end
+
+A row in one of the last three has no request any more (it names files by signed addresses) but
+how the run ended: who asks after a restart must not take it for lost and pay for it again.
 """
 
 import asyncio
@@ -21,7 +26,9 @@ from typing import Literal, Self, TypeVar, cast
 
 T = TypeVar("T")
 
-JournalState = Literal["accepted", "posting", "posted", "delivered"]
+SentState = Literal["posting", "posted"]
+FinalState = Literal["delivered", "failed", "cancelled"]
+JournalState = Literal["accepted", SentState, FinalState]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS identity (
@@ -29,11 +36,27 @@ CREATE TABLE IF NOT EXISTS identity (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS runs (
     run_id TEXT PRIMARY KEY,
-    state TEXT NOT NULL CHECK (state IN ('accepted', 'posting', 'posted', 'delivered')),
+    state TEXT NOT NULL CHECK (
+        state IN ('accepted', 'posting', 'posted', 'delivered', 'failed', 'cancelled')
+    ),
     request BLOB NOT NULL,
-    created REAL NOT NULL
+    created REAL NOT NULL,
+    status BLOB,
+    ended REAL
 ) STRICT;
 """
+_VERSION = 1
+# Of a journal without the column `status`, whose delivered runs nobody can be told about.
+_RENEW = f"""
+BEGIN;
+ALTER TABLE runs RENAME TO old_runs;
+{_SCHEMA}
+INSERT INTO runs (run_id, state, request, created)
+    SELECT run_id, state, request, created FROM old_runs WHERE state <> 'delivered';
+DROP TABLE old_runs;
+PRAGMA user_version = {_VERSION};
+COMMIT;
+"""  # noqa: S608 - made of constants
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +68,10 @@ class JournalRow:
     request: bytes
     """What the service was asked to do, in the service's own encoding."""
     created: float
+    """Seconds since the epoch."""
+    status: bytes | None = None
+    """How it ended, in the service's own encoding; None while it has not."""
+    ended: float | None = None
     """Seconds since the epoch."""
 
 
@@ -93,7 +120,8 @@ class Journal:
 
         def write(db: sqlite3.Connection) -> bool:
             done = db.execute(
-                "INSERT INTO runs VALUES (?, 'accepted', ?, ?) ON CONFLICT (run_id) "
+                "INSERT INTO runs (run_id, state, request, created) "
+                "VALUES (?, 'accepted', ?, ?) ON CONFLICT (run_id) "
                 "DO UPDATE SET request = excluded.request WHERE state = 'accepted'",
                 (run_id, request, time.time()),
             )
@@ -113,9 +141,22 @@ class Journal:
 
         return await self._do(write)
 
-    async def move(self, run_id: str, state: JournalState) -> None:
+    async def move(self, run_id: str, state: SentState) -> None:
         """Set a run's state; a run never `put` gets a row without a request."""
         await self._do(lambda db: _set(db, run_id, state))
+
+    async def end(self, run_id: str, state: FinalState, status: bytes) -> None:
+        """Record how a run ended, together with the fact that it did; its request is dropped."""
+
+        def write(db: sqlite3.Connection) -> None:
+            db.execute(
+                "INSERT INTO runs VALUES (:run_id, :state, x'', :now, :status, :now) "
+                "ON CONFLICT (run_id) DO UPDATE "
+                "SET state = :state, request = x'', status = :status, ended = :now",
+                {"run_id": run_id, "state": state, "status": status, "now": time.time()},
+            )
+
+        await self._do(write)
 
     async def get(self, run_id: str) -> JournalRow | None:
         """Return a run's row."""
@@ -127,10 +168,21 @@ class Journal:
         return await self._do(read)
 
     async def unfinished(self) -> list[JournalRow]:
-        """Return every run that is not delivered, oldest first."""
+        """Return every run that is not over, oldest first."""
 
         def read(db: sqlite3.Connection) -> list[JournalRow]:
-            found = db.execute(f"{_SELECT} WHERE state <> 'delivered' ORDER BY created, run_id")
+            found = db.execute(f"{_SELECT} WHERE ended IS NULL ORDER BY created, run_id")
+            return [_row(each) for each in found]
+
+        return await self._do(read)
+
+    async def over(self, younger_than_s: float) -> list[JournalRow]:
+        """Return every run that ended more recently than that, oldest first."""
+
+        def read(db: sqlite3.Connection) -> list[JournalRow]:
+            found = db.execute(
+                f"{_SELECT} WHERE ended > ? ORDER BY ended, run_id", (time.time() - younger_than_s,)
+            )
             return [_row(each) for each in found]
 
         return await self._do(read)
@@ -141,12 +193,12 @@ class Journal:
             lambda db: db.execute("DELETE FROM runs WHERE run_id = ?", (run_id,)).rowcount
         )
 
-    async def purge_delivered(self, older_than_s: float) -> list[str]:
-        """Forget delivered runs recorded longer ago than that, and return their ids."""
+    async def purge(self, older_than_s: float) -> list[str]:
+        """Forget runs that ended longer ago than that, and return their ids."""
 
         def write(db: sqlite3.Connection) -> list[str]:
             gone = db.execute(
-                "DELETE FROM runs WHERE state = 'delivered' AND created < ? RETURNING run_id",
+                "DELETE FROM runs WHERE ended <= ? RETURNING run_id",
                 (time.time() - older_than_s,),
             )
             return [str(each[0]) for each in gone.fetchall()]
@@ -162,7 +214,7 @@ class Journal:
         return work(self._connection)
 
 
-_SELECT = "SELECT run_id, state, request, created FROM runs"
+_SELECT = "SELECT run_id, state, request, created, status, ended FROM runs"
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -173,23 +225,31 @@ def _open(path: Path) -> sqlite3.Connection:
         # A write survives this process at once; only a power cut can lose the last ones, and that
         # empties ComfyUI's queue and history as well, so there would be nothing left to adopt.
         db.execute("PRAGMA synchronous = NORMAL")
-        db.executescript(_SCHEMA)
+        old = db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'runs'").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        db.executescript(_RENEW if old and version < _VERSION else _SCHEMA)
+        db.execute(f"PRAGMA user_version = {_VERSION}")
     except sqlite3.Error:
         db.close()
         raise
     return db
 
 
-def _set(db: sqlite3.Connection, run_id: str, state: JournalState) -> None:
+def _set(db: sqlite3.Connection, run_id: str, state: SentState) -> None:
     db.execute(
-        "INSERT INTO runs VALUES (:run_id, :state, x'', :now) "
+        "INSERT INTO runs (run_id, state, request, created) VALUES (:run_id, :state, x'', :now) "
         "ON CONFLICT (run_id) DO UPDATE SET state = :state",
         {"run_id": run_id, "state": state, "now": time.time()},
     )
 
 
-def _row(found: tuple[str, str, bytes, float]) -> JournalRow:
-    run_id, state, request, created = found
+def _row(found: tuple[str, str, bytes, float, bytes | None, float | None]) -> JournalRow:
+    run_id, state, request, created, status, ended = found
     return JournalRow(
-        run_id=run_id, state=cast("JournalState", state), request=bytes(request), created=created
+        run_id=run_id,
+        state=cast("JournalState", state),
+        request=bytes(request),
+        created=created,
+        status=status,
+        ended=ended,
     )

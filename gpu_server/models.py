@@ -5,8 +5,8 @@ import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from gpu_server.manifest import ModelFolder
-from gpu_server.node_specs import ObjectInfo, node_spec
+from gpu_server.workflow.manifest import ModelFolder
+from gpu_server.workflow.node_specs import ObjectInfo, node_spec
 
 _LISTED_BY: dict[ModelFolder, tuple[str, str]] = {
     "checkpoints": ("CheckpointLoaderSimple", "ckpt_name"),

@@ -12,10 +12,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from gpu_server.bind import ParamError
 from gpu_server.catalogue import WorkflowMismatch
 from gpu_server.comfy import RunFailed
-from gpu_server.graph import WorkflowError
 from gpu_server.problems import Problem
 from gpu_server.protocol import (
     VERSION,
@@ -27,10 +25,10 @@ from gpu_server.protocol import (
     WorkflowRef,
     Workflows,
 )
-from gpu_server.run import Run
+from gpu_server.run import Run, Story
 from gpu_server.runs import AtCapacity
 from gpu_server.service import Service
-from gpu_server.workflow import Workflow
+from gpu_server.workflow import ParamError, Workflow, WorkflowError
 
 HEARTBEAT_S = 10
 MAX_REQUEST_BYTES = 8 * 1024**2
@@ -281,7 +279,7 @@ async def _run_request(request: Request) -> RunRequest:
         ) from None
 
 
-def _run(service: Service, run_id: uuid.UUID) -> Run:
+def _run(service: Service, run_id: uuid.UUID) -> Story:
     run = service.runs.get(str(run_id))
     if run is None:
         raise Problem(
@@ -294,7 +292,7 @@ def _status(status: RunStatus, code: HTTPStatus) -> JSONResponse:
     return JSONResponse(status.model_dump(mode="json", exclude_none=True), status_code=code)
 
 
-async def _lines(run: Run) -> AsyncGenerator[bytes]:
+async def _lines(run: Story) -> AsyncGenerator[bytes]:
     async for event in run.events(heartbeat_s=HEARTBEAT_S):
         yield b": still here\n\n" if event is None else _line(event)
 

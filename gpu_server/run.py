@@ -8,7 +8,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from gpu_server.comfy import ComfyFile
-from gpu_server.manifest import OutputKind
 from gpu_server.protocol import (
     TERMINAL,
     Engine,
@@ -21,6 +20,7 @@ from gpu_server.protocol import (
     RunStatus,
 )
 from gpu_server.workflow import Workflow
+from gpu_server.workflow.manifest import OutputKind
 
 
 class PlannedOutput(BaseModel):
@@ -44,33 +44,19 @@ class Plan(BaseModel):
     outputs: dict[str, PlannedOutput]
 
 
-class Run:
-    """The state of one run; changed by its executor only."""
+class Story:
+    """What there is to tell of one run, and everybody who follows it; all that stays at its end."""
 
-    def __init__(
-        self,
-        run_id: str,
-        request: RunRequest,
-        *,
-        workflow: Workflow | None,
-        plan: Plan | None = None,
-        deliver: bool = True,
-    ) -> None:
-        self.run_id = run_id
-        self.request = request
-        self.workflow = workflow
-        """Where the plan comes from; None for a resumed run, which has its plan."""
-        self.plan = plan
-        self.deliver = deliver
-        """False for a plain call, which reads the produced files itself."""
-        self.produced: list[ComfyFile] = []
-        self.cancel_asked = False
-        self.in_comfyui = False
-        self.finished_at: float | None = None
-        self.task: asyncio.Task[None] | None = None
-        self._status = RunStatus(run_id=run_id, state="queued")
-        self._began: float | None = None
+    def __init__(self, status: RunStatus, *, finished_at: float | None = None) -> None:
+        self.finished_at = finished_at
+        """By `time.monotonic`; None while it is not over."""
+        self._status = status
         self._changed = asyncio.Event()
+
+    @property
+    def run_id(self) -> str:
+        """The run's id, ComfyUI's `prompt_id`."""
+        return self._status.run_id
 
     @property
     def status(self) -> RunStatus:
@@ -81,48 +67,6 @@ class Run:
     def over(self) -> bool:
         """It has come to its end."""
         return self._status.state in TERMINAL
-
-    def planned(self, plan: Plan) -> None:
-        """Note the values really used."""
-        self.plan = plan
-        self._change(params=plan.params)
-
-    def started(self, engine: Engine | None) -> None:
-        """ComfyUI executes it."""
-        if self._began is None:
-            self._began = time.monotonic()
-        self._change(state="running", executed=True, engine=engine)
-
-    def stepped(self, progress: Progress) -> None:
-        """It got further."""
-        self._change(progress=progress)
-
-    def delivered(self, output: OutputFile) -> None:
-        """A file lies in its slot."""
-        self._change(outputs=[*self._status.outputs, output])
-
-    def said(self, output: str, texts: Iterable[str]) -> None:
-        """A node gave text."""
-        known = self._status.texts
-        self._change(texts={**known, output: [*known.get(output, ()), *texts]})
-
-    def end(
-        self, state: RunState, *, failure: Failure | None = None, engine: Engine | None = None
-    ) -> None:
-        """Close the run; the first end counts."""
-        if self.over:
-            return
-        self.finished_at = time.monotonic()
-        changes: dict[str, Any] = {"state": state, "failure": failure}
-        if engine is not None:
-            changes["engine"] = engine
-        if self._began is not None:
-            changes["duration_seconds"] = round(self.finished_at - self._began, 3)
-        if state == "completed":
-            changes["progress"] = Progress(fraction=1)
-            order = {slot.name: n for n, slot in enumerate(self.request.outputs)}
-            changes["outputs"] = sorted(self._status.outputs, key=lambda o: order[o.slot])
-        self._change(**changes)
 
     async def wait(self) -> RunStatus:
         """Return once the run is over."""
@@ -156,10 +100,87 @@ class Run:
             except TimeoutError:
                 yield None
 
-    def _change(self, **changes: Any) -> None:  # noqa: ANN401 - fields of RunStatus
-        self._status = self._status.model_copy(update=changes)
+    def _tell(self, status: RunStatus) -> None:
+        self._status = status
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+class Run(Story):
+    """One run that is carried out here; changed by its executor only."""
+
+    def __init__(
+        self,
+        run_id: str,
+        request: RunRequest,
+        *,
+        workflow: Workflow | None,
+        plan: Plan | None = None,
+        deliver: bool = True,
+    ) -> None:
+        super().__init__(RunStatus(run_id=run_id, state="queued"))
+        self.request = request
+        self.workflow = workflow
+        """Where the plan comes from; None for a resumed run, which has its plan."""
+        self.plan = plan
+        self.deliver = deliver
+        """False for a plain call, which reads the produced files itself."""
+        self.produced: list[ComfyFile] = []
+        self.cancel_asked = False
+        self.in_comfyui = False
+        self.decided = False
+        """How it ends is being written down: a cancel comes too late."""
+        self.task: asyncio.Task[None] | None = None
+        self._began: float | None = None
+
+    def planned(self, plan: Plan) -> None:
+        """Note the values really used."""
+        self.plan = plan
+        self._change(params=plan.params)
+
+    def started(self, engine: Engine | None) -> None:
+        """ComfyUI executes it."""
+        if self._began is None:
+            self._began = time.monotonic()
+        self._change(state="running", executed=True, engine=engine)
+
+    def stepped(self, progress: Progress) -> None:
+        """It got further."""
+        self._change(progress=progress)
+
+    def delivered(self, output: OutputFile) -> None:
+        """A file lies in its slot."""
+        self._change(outputs=[*self._status.outputs, output])
+
+    def said(self, output: str, texts: Iterable[str]) -> None:
+        """A node gave text."""
+        known = self._status.texts
+        self._change(texts={**known, output: [*known.get(output, ()), *texts]})
+
+    def decide(
+        self, state: RunState, *, failure: Failure | None = None, engine: Engine | None = None
+    ) -> RunStatus:
+        """Settle how the run ends and return what `end` will tell."""
+        self.decided = True
+        changes: dict[str, Any] = {"state": state, "failure": failure}
+        if engine is not None:
+            changes["engine"] = engine
+        if self._began is not None:
+            changes["duration_seconds"] = round(time.monotonic() - self._began, 3)
+        if state == "completed":
+            changes["progress"] = Progress(fraction=1)
+            order = {slot.name: n for n, slot in enumerate(self.request.outputs)}
+            changes["outputs"] = sorted(self._status.outputs, key=lambda o: order[o.slot])
+        return self._status.model_copy(update=changes)
+
+    def end(self, status: RunStatus) -> None:
+        """Tell the end; the first one counts."""
+        if not self.over:
+            self.finished_at = time.monotonic()
+            self._tell(status)
+
+    def _change(self, **changes: Any) -> None:  # noqa: ANN401 - fields of RunStatus
+        self._tell(self._status.model_copy(update=changes))
 
 
 def _last(status: RunStatus) -> Event:

@@ -13,15 +13,13 @@ from gpu_server.comfy import ComfyClient, RunFailed
 from gpu_server.execution import Executor, JournalEntry
 from gpu_server.journal import Journal, JournalRow
 from gpu_server.protocol import RunRequest, RunStatus
-from gpu_server.run import Run
+from gpu_server.run import Run, Story
 from gpu_server.workflow import Workflow, WorkflowError
 
 _log = logging.getLogger(__name__)
 
 _KEEP_S = 3600
 """How long a finished run can still be asked for."""
-_PURGE_S = 2 * 86_400
-"""Age at which the journal forgets a run nobody deleted: well above the longest `timeout_s`."""
 _CANCEL_S = 2
 """How long a DELETE waits for ComfyUI to have stopped the run."""
 
@@ -49,7 +47,7 @@ class Runs:
         self._catalogue = catalogue
         self._cleaner = cleaner
         self._capacity = capacity
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, Story] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     @property
@@ -57,8 +55,8 @@ class Runs:
         """Runs that are not over."""
         return sum(not run.over for run in self._runs.values())
 
-    def get(self, run_id: str) -> Run | None:
-        """Return a run, None when it was never here or is forgotten."""
+    def get(self, run_id: str) -> Story | None:
+        """Return what is known of a run, None when it was never here or is forgotten."""
         return self._runs.get(run_id)
 
     def accept(
@@ -72,7 +70,11 @@ class Runs:
         return run
 
     async def resume(self) -> None:
-        """Take up every run a former process left unfinished."""
+        """Take up every run a former process left unfinished, and know how the others ended."""
+        for row in await self._journal.over(_KEEP_S):
+            story = _ended(row)
+            if story is not None:
+                self._runs[row.run_id] = story
         for row in await self._journal.unfinished():
             run = self._restored(row)
             if run is not None:
@@ -92,7 +94,7 @@ class Runs:
             if await self._journal.get(run_id) is not None:
                 await self._forget(run_id)
             return None
-        if run.over:
+        if run.over or not isinstance(run, Run):
             await self._drop(run)
             return None
         self.cancel(run)
@@ -105,7 +107,7 @@ class Runs:
 
     def cancel(self, run: Run) -> None:
         """Stop a run wherever it is; asking twice is no error."""
-        if run.cancel_asked or run.over:
+        if run.cancel_asked or run.decided:
             return
         run.cancel_asked = True
         if run.in_comfyui:
@@ -124,16 +126,19 @@ class Runs:
 
     async def sweep(self) -> None:
         """Forget runs that were over an hour ago."""
+        for run_id in await self._journal.purge(_KEEP_S):
+            # It grew old while no process ran: this one never knew it.
+            if run_id not in self._runs:
+                await self._forget(run_id)
         now = time.monotonic()
         for run in list(self._runs.values()):
             if run.finished_at is not None and now - run.finished_at > _KEEP_S:
                 await self._drop(run)
-        for run_id in await self._journal.purge_delivered(_PURGE_S):
-            await self._cleaner.clean(run_id)
 
     async def close(self) -> None:
         """Let go of every run; ComfyUI goes on with them and the next process resumes them."""
-        tasks = [run.task for run in self._runs.values() if run.task is not None]
+        runs = [run for run in self._runs.values() if isinstance(run, Run)]
+        tasks = [run.task for run in runs if run.task is not None]
         tasks += self._background
         for task in tasks:
             task.cancel()
@@ -143,10 +148,12 @@ class Runs:
         self._runs[run.run_id] = run
         run.task = asyncio.create_task(self._executor.carry_out(run), name=f"run {run.run_id}")
         # A task cancelled before its first step never runs, not even its own handling of that.
-        run.task.add_done_callback(lambda _: run.end("cancelled") if run.cancel_asked else None)
+        run.task.add_done_callback(
+            lambda _: run.end(run.decide("cancelled")) if run.cancel_asked else None
+        )
 
-    async def _drop(self, run: Run) -> None:
-        if run.task is not None:
+    async def _drop(self, run: Story) -> None:
+        if isinstance(run, Run) and run.task is not None:
             # Its last write to the journal must not come after the deletion.
             await asyncio.wait([run.task])
         self._runs.pop(run.run_id, None)
@@ -185,3 +192,16 @@ class Runs:
             _log.warning("run %s was written by another version of this service", row.run_id)
             return None
         return Run(row.run_id, entry.request, workflow=workflow, plan=entry.plan)
+
+
+def _ended(row: JournalRow) -> Story | None:
+    if row.status is None or row.ended is None:
+        return None
+    try:
+        status = RunStatus.model_validate_json(row.status)
+    except ValidationError:
+        _log.warning("the end of run %s was written by another version", row.run_id)
+        return None
+    # The clock may have been set back meanwhile.
+    age = max(0.0, time.time() - row.ended)
+    return Story(status, finished_at=time.monotonic() - age)

@@ -16,9 +16,9 @@ from gpu_server.fetch import Fetcher
 from gpu_server.inputs import Uploader
 from gpu_server.journal import Journal
 from gpu_server.models import models_path_trouble
-from gpu_server.node_specs import ObjectInfo
 from gpu_server.runs import Runs
 from gpu_server.settings import Settings
+from gpu_server.workflow.node_specs import ObjectInfo
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.gpu import TOKEN, Gpu, Json, blended, gpu_stack
 from tests.support.slots import Slots, receiving
-from tests.support.stack import Stack
+from tests.support.stack import Stack, free_port
 
 SMALL: Json = {
     "prompt": "x",
@@ -275,6 +275,49 @@ async def test_killed_while_comfyui_finishes_the_output_is_delivered_after_the_r
         own_stack.start("gpu_server")
         assert (await gpu.end(run_id))["state"] == "completed"
         assert gpu.sim()["executions"] == 1
+
+
+@pytest.mark.parametrize("state", ["completed", "failed"])
+async def test_a_run_that_is_over_is_over_for_the_next_process_too(
+    own_stack: Stack, slots: Slots, state: str
+) -> None:
+    own_stack.start("simulator", "gpu_server")
+    async with Gpu(own_stack) as gpu:
+        await gpu.connected()
+        if state == "failed":
+            gpu.sim(failing_nodes={"VAEDecode": {"message": "x", "times": 1}})
+        request = gpu.request(slots.slots("a"))
+        run_id = await gpu.start(request)
+        status = await gpu.end(run_id)
+        assert status["state"] == state
+        before, puts = gpu.sim(), slots.puts
+        # Without ComfyUI first: what is over needs none.
+        own_stack.kill("gpu_server")
+        own_stack.ports["simulator"], port = free_port(), own_stack.ports["simulator"]
+        away = f"http://127.0.0.1:{own_stack.ports['simulator']}"
+        own_stack.extra_env["COMFYUI_API_URL"] = away
+        own_stack.start("gpu_server")
+        await told_as_before(gpu, run_id, request, status)
+        own_stack.kill("gpu_server")
+        own_stack.ports["simulator"] = port
+        own_stack.extra_env["COMFYUI_API_URL"] = own_stack.comfyui
+        own_stack.start("gpu_server")
+        await gpu.connected()
+        await told_as_before(gpu, run_id, request, status)
+        after = gpu.sim()
+        assert (after["executions"], after["prompts"]) == (before["executions"], before["prompts"])
+        assert slots.puts == puts
+        assert (await gpu.http.delete(f"/runs/{run_id}")).status_code == 204
+        own_stack.kill("gpu_server")
+        own_stack.start("gpu_server")
+        assert (await gpu.http.get(f"/runs/{run_id}")).status_code == 404
+
+
+async def told_as_before(gpu: Gpu, run_id: str, request: Json, status: Json) -> None:
+    assert (await gpu.http.get(f"/runs/{run_id}")).json() == status
+    assert await gpu.end(run_id) == status
+    again = await gpu.put(run_id, request)
+    assert (again.status_code, again.json()) == (200, status)
 
 
 async def test_a_clean_stop_leaves_the_run_to_comfyui_and_the_next_process(

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_server.bind import MAX_SEED, BoundGraph, ParamError
-from gpu_server.graph import links
-from gpu_server.surgery import bypass, fill
 from gpu_server.workflow import Workflow, make_workflow
+from gpu_server.workflow.bind import MAX_SEED, BoundGraph, ParamError
+from gpu_server.workflow.graph import links
+from gpu_server.workflow.surgery import bypass, fill
 from tests.support.recordings import VERSIONS, bundled, files, made, object_info
 
 INFO = object_info("0.33.0")

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from gpu_server.comfy_failures import execution_failure, rejected, verdict
+from gpu_server.comfy.failures import execution_failure, rejected, verdict
 
 GRAPH = {"3": {"class_type": "KSampler", "inputs": {}}}
 

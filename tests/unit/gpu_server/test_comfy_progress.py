@@ -3,7 +3,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_server.comfy_progress import Meter, Stepped
+from gpu_server.comfy.progress import Meter, Stepped
 
 GRAPH: dict[str, dict[str, Any]] = {
     "1": {"class_type": "CheckpointLoaderSimple", "inputs": {}},

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_server.comfy_failures import RunCancelled, RunFailed, verdict
-from gpu_server.comfy_run import (
+from gpu_server.comfy.failures import RunCancelled, RunFailed, verdict
+from gpu_server.comfy.run import (
     ComfyFile,
     Finished,
     Followed,

@@ -1,174 +1,27 @@
 """A run's state and followers, and the rare turns of carrying one out, with a scripted ComfyUI."""
 
-import asyncio
-import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import sqlite3
+from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any, cast
 
-import httpx
 import pytest
 
 from gpu_server import runs as runs_module
-from gpu_server.catalogue import Catalogue
-from gpu_server.cleaning import Cleaner
-from gpu_server.comfy import (
-    ComfyClient,
-    ComfyFile,
-    Finished,
-    Produced,
-    RunCancelled,
-    RunEvent,
-    RunFailed,
-    Started,
-    Stepped,
-)
-from gpu_server.delivery import Deliverer
-from gpu_server.execution import Executor
-from gpu_server.fetch import Fetcher
-from gpu_server.inputs import Uploader
-from gpu_server.journal import Journal
+from gpu_server.comfy import Finished, RunEvent, RunFailed, Started
 from gpu_server.media_types import picture_size, sniff
 from gpu_server.protocol import Event, OutputFile, Progress, RunRequest, RunStatus, WorkflowRef
 from gpu_server.run import Run
-from gpu_server.runs import AtCapacity, Runs
-from tests.support.recordings import ROOT, bundled, object_info
-from tests.support.slots import Slots, receiving
-
-PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x40\x00\x00\x00\x20" + b"x" * 1000
-Script = Callable[["Comfy"], AsyncGenerator[RunEvent]]
-
-
-async def streamed() -> AsyncGenerator[bytes]:
-    yield PNG[:500]
-    yield PNG[500:]
-
-
-class Comfy:
-    """As much of the ComfyUI client as a run uses; what happens is the test's script."""
-
-    engine = "simulator"
-    available = True
-
-    def __init__(self, script: Script) -> None:
-        self.script = script
-        self.interrupted: list[str] = []
-        self.forgotten: list[str] = []
-        self.stop = asyncio.Event()
-        self.views = 0
-
-    def on_connect(self, callback: Callable[[], Awaitable[None] | None]) -> None:
-        callback()
-
-    async def object_info(self, **_: Any) -> dict[str, Any]:
-        return object_info("0.33.0")
-
-    def run(self, _run_id: str, _graph: Any, **_: Any) -> AsyncGenerator[RunEvent]:
-        return self.script(self)
-
-    async def interrupt(self, run_id: str) -> None:
-        self.interrupted.append(run_id)
-        self.stop.set()
-
-    async def forget(self, run_id: str) -> None:
-        self.forgotten.append(run_id)
-
-    @asynccontextmanager
-    async def view(self, _file: ComfyFile) -> AsyncGenerator[httpx.Response]:
-        self.views += 1
-        yield httpx.Response(200, content=streamed(), headers={"content-length": str(len(PNG))})
-
-
-class Bench:
-    """The service's parts around a scripted ComfyUI."""
-
-    def __init__(self, script: Script, journal: Journal, fetcher: Fetcher, root: Path) -> None:
-        self.comfy = Comfy(script)
-        self.journal = journal
-        comfy = cast("ComfyClient", self.comfy)
-        catalogue = Catalogue.load(ROOT / "workflows", comfy)
-        self.deliverer = Deliverer(comfy)
-        executor = Executor(
-            comfy=comfy,
-            catalogue=catalogue,
-            journal=journal,
-            uploader=Uploader(comfy, fetcher),
-            deliverer=self.deliverer,
-        )
-        self.runs = Runs(
-            executor=executor,
-            journal=journal,
-            comfy=comfy,
-            catalogue=catalogue,
-            cleaner=Cleaner(root),
-            capacity=2,
-        )
-
-    def start(self, slots: Slots | None = None, count: int = 1) -> Run:
-        workflow = bundled()["checkpoint"]
-        run_id = str(uuid.uuid4())
-        request = RunRequest.model_validate(
-            {
-                "workflow": WorkflowRef(name="checkpoint", digest=workflow.digest),
-                "params": {"prompt": "x", "checkpoint": "sd15.safetensors"},
-                "outputs": slots.slots("a", count) if slots else [],
-            }
-        )
-        return self.runs.accept(run_id, request, workflow)
-
-    async def journalled(self, run: Run) -> str | None:
-        assert run.task is not None
-        await run.task
-        row = await self.journal.get(run.run_id)
-        return row.state if row is not None else None
-
-
-MakeBench = Callable[[Script], Bench]
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncGenerator[MakeBench]:
-    made: list[Bench] = []
-    async with Journal(tmp_path / "journal.sqlite") as journal, Fetcher() as fetcher:
-
-        def make(script: Script) -> Bench:
-            made.append(Bench(script, journal, fetcher, tmp_path))
-            return made[-1]
-
-        yield make
-        for each in made:
-            await each.runs.close()
-            await each.deliverer.close()
-
-
-@pytest.fixture
-async def slots() -> AsyncGenerator[Slots]:
-    async with receiving() as slots:
-        yield slots
-
-
-def produced(count: int = 1) -> Produced:
-    files = tuple(
-        ComfyFile(
-            node="8", key="images", index=n, filename="a.png", subfolder="jobs/x", type="output"
-        )
-        for n in range(count)
-    )
-    return Produced(node="8", files=files, texts=())
-
-
-async def smooth(_comfy: Comfy) -> AsyncGenerator[RunEvent]:
-    yield Started()
-    yield Stepped(fraction=0.5, node="6", step=1, steps=2)
-    yield produced()
-    yield Finished()
-
-
-async def until_stopped(comfy: Comfy) -> AsyncGenerator[RunEvent]:
-    yield Started()
-    await comfy.stop.wait()
-    raise RunCancelled
+from gpu_server.runs import AtCapacity
+from tests.support.gpu_bench import (
+    PNG,
+    Comfy,
+    MakeBench,
+    Script,
+    produced,
+    smooth,
+    until_stopped,
+)
+from tests.support.slots import Slots
 
 
 async def test_a_completed_run_is_delivered_and_journalled_as_such(
@@ -184,7 +37,7 @@ async def test_a_completed_run_is_delivered_and_journalled_as_such(
     assert await bench_.journalled(run) == "delivered"
 
 
-async def test_a_failed_run_leaves_the_journal(bench: MakeBench) -> None:
+async def test_a_failed_run_is_journalled_as_such(bench: MakeBench) -> None:
     async def script(_comfy: Comfy) -> AsyncGenerator[RunEvent]:
         yield Started()
         raise RunFailed("transient", "out_of_memory", "too little")
@@ -194,7 +47,7 @@ async def test_a_failed_run_leaves_the_journal(bench: MakeBench) -> None:
     failure = (await run.wait()).failure
     assert failure is not None
     assert (failure.kind, failure.code) == ("transient", "out_of_memory")
-    assert await bench_.journalled(run) is None
+    assert await bench_.journalled(run) == "failed"
     # ComfyUI ended it itself: there was nothing to interrupt.
     assert bench_.comfy.interrupted == []
 
@@ -280,6 +133,83 @@ async def test_capacity_counts_only_runs_that_are_not_over(bench: MakeBench) -> 
     bench_.start()
 
 
+async def never(_comfy: Comfy) -> AsyncGenerator[RunEvent]:
+    raise AssertionError("ComfyUI was asked for a run that is over")
+    yield
+
+
+async def broken(_comfy: Comfy) -> AsyncGenerator[RunEvent]:
+    yield Started()
+    raise RunFailed("fatal", "execution_failed", "a node failed")
+
+
+@pytest.mark.parametrize(
+    ("script", "state"), [(smooth, "completed"), (broken, "failed"), (until_stopped, "cancelled")]
+)
+async def test_the_next_process_knows_how_a_run_ended(
+    bench: MakeBench, slots: Slots, script: Script, state: str
+) -> None:
+    first = bench(script)
+    run = first.start(slots)
+    if state == "cancelled":
+        async for event in run.events(heartbeat_s=0.01):
+            if event is None and run.in_comfyui:
+                break
+        await first.runs.remove(run.run_id)
+    status = await run.wait()
+    assert status.state == state
+    second = bench(never)
+    await second.runs.resume()
+    known = second.runs.get(run.run_id)
+    assert known is not None
+    assert known.status == status
+    assert known.over
+    told = [event async for event in known.events(heartbeat_s=60)]
+    assert told[-1] is not None
+    assert told[-1].status == status
+    assert second.runs.active == 0
+    assert await second.runs.remove(run.run_id) is None
+    assert second.comfy.forgotten == [run.run_id]
+
+
+async def test_an_end_too_old_to_be_asked_for_is_cleaned_away_after_a_restart(
+    bench: MakeBench, slots: Slots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = bench(smooth).start(slots)
+    await run.wait()
+    folder = tmp_path / "output" / "jobs" / run.run_id
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(runs_module, "_KEEP_S", -1)
+    second = bench(never)
+    await second.runs.resume()
+    assert second.runs.get(run.run_id) is None
+    await second.runs.sweep()
+    assert second.comfy.forgotten == [run.run_id]
+    assert not folder.exists()
+
+
+async def test_nobody_is_told_of_an_end_that_a_restart_would_forget(
+    bench: MakeBench, slots: Slots
+) -> None:
+    bench_ = bench(smooth)
+    run = bench_.start(slots)
+    await run.wait()
+    row = await bench_.journal.get(run.run_id)
+    assert row is not None
+    assert row.state == "delivered"
+
+
+async def test_a_journal_that_cant_be_written_does_not_keep_a_run_from_ending(
+    bench: MakeBench, slots: Slots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    bench_ = bench(smooth)
+    monkeypatch.setattr(bench_.journal, "end", full)
+    assert (await bench_.start(slots).wait()).state == "completed"
+
+
 async def test_a_run_is_forgotten_with_its_files_after_a_while(
     bench: MakeBench, slots: Slots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,7 +250,7 @@ async def test_a_slow_follower_is_told_the_newest_progress_and_every_output() ->
     assert [e.type for e in told if e] == ["output", "output", "progress"]
     assert told[2] is not None
     assert told[2].progress == Progress(fraction=0.98)
-    run.end("failed")
+    run.end(run.decide("failed"))
     rest = [event async for event in following]
     assert [e.type for e in rest if e] == ["failed"]
 
@@ -334,8 +264,8 @@ async def test_silence_is_filled_with_heartbeats() -> None:
 
 async def test_the_first_end_counts() -> None:
     run = idle_run()
-    run.end("cancelled")
-    run.end("completed")
+    run.end(run.decide("cancelled"))
+    run.end(run.decide("completed"))
     assert run.status == RunStatus(run_id="r", state="cancelled")
 
 

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import httpx
 
-from gpu_server.comfy_failures import ComfyUnavailable, RunFailed
+from gpu_server.comfy.failures import ComfyUnavailable, RunFailed
 from gpu_server.protocol import Engine
 
 _log = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ _LIMITS = httpx.Limits(
     # Below aiohttp's 75 s: a connection the server is about to close must not carry a POST.
     keepalive_expiry=30,
 )
+
+_AGAIN = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
 
 
 class NotSent(ComfyUnavailable):
@@ -170,6 +172,8 @@ class ComfyHttp:
         try:
             if answer.status_code == HTTPStatus.NOT_FOUND:
                 raise RunFailed("transient", "missing_output", "ComfyUI no longer has the file")
+            if answer.is_client_error and answer.status_code not in _AGAIN:
+                raise RunFailed("transient", "missing_output", "ComfyUI refuses an output file")
             if answer.status_code != HTTPStatus.OK:
                 raise ComfyUnavailable("ComfyUI did not hand over an output file")
             yield answer

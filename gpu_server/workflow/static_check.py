@@ -1,8 +1,8 @@
 """Manifest against graph: everything that can be known without a ComfyUI."""
 
-from gpu_server.graph import Graph, WorkflowError, is_link, resolve
-from gpu_server.manifest import PREFIX_ROOT, Chain, Manifest, Param
-from gpu_server.surgery import check_group
+from gpu_server.workflow.graph import Graph, WorkflowError, is_link, resolve
+from gpu_server.workflow.manifest import PREFIX_ROOT, Chain, Manifest, Param
+from gpu_server.workflow.surgery import check_group
 
 _PREFIX_INPUTS = frozenset({"filename_prefix", "prefix"})
 _PLACE_INPUTS = frozenset(

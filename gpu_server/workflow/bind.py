@@ -8,10 +8,10 @@ from typing import Any, cast
 
 from pydantic import JsonValue
 
-from gpu_server.graph import Graph, resolve
-from gpu_server.manifest import Chain, Limits, Manifest, Param, Target
-from gpu_server.node_specs import InputSpec, ObjectInfo, input_spec
-from gpu_server.surgery import bypass, bypass_group, fill, prune, repeat_group
+from gpu_server.workflow.graph import Graph, resolve
+from gpu_server.workflow.manifest import Chain, Limits, Manifest, Param, Target
+from gpu_server.workflow.node_specs import InputSpec, ObjectInfo, input_spec
+from gpu_server.workflow.surgery import bypass, bypass_group, fill, prune, repeat_group
 
 MAX_SEED = 2**53 - 1
 """Largest seed every JSON reader keeps exact; ComfyUI itself takes up to 2^64 - 1."""

@@ -18,36 +18,20 @@ from typing import Any, cast
 
 import httpx
 
-from gpu_server.comfy_failures import (
+from gpu_server.comfy.failures import (
     ComfyUnavailable,
     RunCancelled,
     RunFailed,
     verdict,
 )
-from gpu_server.comfy_http import ComfyHttp
-from gpu_server.comfy_post import Poster, encode, happens
-from gpu_server.comfy_progress import Stepped
-from gpu_server.comfy_run import ComfyFile, Finished, Followed, Produced, RunEvent, Started
-from gpu_server.comfy_socket import ComfySocket
-from gpu_server.comfy_watch import Patience, Watch
+from gpu_server.comfy.http import ComfyHttp
+from gpu_server.comfy.post import Poster, encode, happens
+from gpu_server.comfy.run import ComfyFile, Finished, Followed, RunEvent
+from gpu_server.comfy.socket import ComfySocket
+from gpu_server.comfy.watch import Patience, Watch
 from gpu_server.graph_check import Graph, InvalidGraph, check_graph
 from gpu_server.journal import Journal
 from gpu_server.protocol import Engine
-
-__all__ = [
-    "ComfyClient",
-    "ComfyFile",
-    "ComfyUnavailable",
-    "Finished",
-    "Graph",
-    "Patience",
-    "Produced",
-    "RunCancelled",
-    "RunEvent",
-    "RunFailed",
-    "Started",
-    "Stepped",
-]
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +41,17 @@ _STOP_S = 10.0
 
 
 class ComfyClient:
-    """One ComfyUI (or its simulator); all methods belong to the loop that called `start`."""
+    """One ComfyUI (or its simulator); all methods belong to the loop that called `start`.
+
+    Args:
+        url: ComfyUI's http(s) address.
+        journal: stays open as long as the client.
+        http: a connection pool to use instead of an own one.
+        reconcile_s: between two looks at the queue while runs are open.
+        posting_grace_s: how long a run that may have been POSTed is looked for.
+        wedged_after_s: how long ComfyUI's worker may stand still before it counts as dead.
+        patience: the waits hardly anybody changes.
+    """
 
     def __init__(
         self,
@@ -70,17 +64,6 @@ class ComfyClient:
         wedged_after_s: float = 60,
         patience: Patience | None = None,
     ) -> None:
-        """Prepare a client; `start` connects it.
-
-        Args:
-            url: ComfyUI's http(s) address.
-            journal: stays open as long as the client.
-            http: a connection pool to use instead of an own one.
-            reconcile_s: between two looks at the queue while runs are open.
-            posting_grace_s: how long a run that may have been POSTed is looked for.
-            wedged_after_s: how long ComfyUI's worker may stand still before it counts as dead.
-            patience: the waits hardly anybody changes.
-        """
         self._url = url.rstrip("/")
         self._journal = journal
         self._http = ComfyHttp(url, http)

@@ -1,8 +1,4 @@
-"""Workflows: a ComfyUI graph and its manifest, read from disk and checked.
-
-This is the door of the package for both sides of the wire: the gateway reads defaults, limits and
-licences here, the GPU service builds graphs from it. Nothing here does I/O beyond reading files.
-"""
+"""A graph and its manifest as one thing: read from disk, checked, ready to be bound."""
 
 import hashlib
 import json
@@ -13,32 +9,13 @@ from pathlib import Path
 import yaml
 from pydantic import JsonValue, ValidationError
 
-from gpu_server.bind import BoundGraph, ParamError, bind, default_of
-from gpu_server.graph import Graph, WorkflowError, parse_graph
-from gpu_server.manifest import Limits, Manifest, ModelRequirement, Output
-from gpu_server.node_specs import ObjectInfo
 from gpu_server.protocol import Missing
-from gpu_server.readiness import check_against
-from gpu_server.static_check import check_static
-from gpu_server.surgery import fill
-
-__all__ = [
-    "BoundGraph",
-    "Graph",
-    "Limits",
-    "Manifest",
-    "ModelRequirement",
-    "Output",
-    "ParamError",
-    "Workflow",
-    "WorkflowError",
-    "bind",
-    "check",
-    "digest_of",
-    "fill",
-    "load_workflows",
-    "make_workflow",
-]
+from gpu_server.workflow.bind import BoundGraph, bind, default_of
+from gpu_server.workflow.graph import Graph, WorkflowError, parse_graph
+from gpu_server.workflow.manifest import Limits, Manifest, ModelRequirement, Output
+from gpu_server.workflow.node_specs import ObjectInfo
+from gpu_server.workflow.readiness import check_against
+from gpu_server.workflow.static_check import check_static
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gpu_server.comfy_failures import ComfyUnavailable, RunFailed
-from gpu_server.comfy_http import ComfyHttp, QueueIds
-from gpu_server.comfy_run import Followed
+from gpu_server.comfy.failures import ComfyUnavailable, RunFailed
+from gpu_server.comfy.http import ComfyHttp, QueueIds
+from gpu_server.comfy.run import Followed
 
 _log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
-from gpu_server.comfy_failures import ComfyUnavailable, RunCancelled, RunFailed, rejected
-from gpu_server.comfy_http import Answer, ComfyHttp, NotSent
-from gpu_server.comfy_run import Followed
-from gpu_server.comfy_watch import Watch, wedged_failure
+from gpu_server.comfy.failures import ComfyUnavailable, RunCancelled, RunFailed, rejected
+from gpu_server.comfy.http import Answer, ComfyHttp, NotSent
+from gpu_server.comfy.run import Followed
+from gpu_server.comfy.watch import Watch, wedged_failure
 from gpu_server.graph_check import Graph
 from gpu_server.journal import Journal
 
@@ -41,7 +41,7 @@ class Poster:
     async def place(self, run: Followed, body: bytes) -> None:
         """Return once ComfyUI has the run, or the run is over; raise what it refuses it for."""
         before = await self._journal.claim(run.run_id)
-        if before in ("posted", "delivered"):
+        if before not in (None, "accepted", "posting"):
             run.sent = run.posted = True
             self._watch.kick()
             return

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gpu_server.bind import ParamError, bind
-from gpu_server.graph import Graph, WorkflowError, is_link, links, resolve
-from gpu_server.manifest import Limits, Manifest, ModelRequirement, Param
-from gpu_server.node_specs import ObjectInfo, input_spec, node_spec, types_fit
 from gpu_server.protocol import Missing
-from gpu_server.surgery import prune
+from gpu_server.workflow.bind import ParamError, bind
+from gpu_server.workflow.graph import Graph, WorkflowError, is_link, links, resolve
+from gpu_server.workflow.manifest import Limits, Manifest, ModelRequirement, Param
+from gpu_server.workflow.node_specs import ObjectInfo, input_spec, node_spec, types_fit
+from gpu_server.workflow.surgery import prune
 
 Chosen = dict[tuple[str, str], Param]
 """Inputs (node, name) that a caller's choice or file fills."""

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from gpu_server.comfy_failures import RunCancelled, RunFailed, execution_failure
-from gpu_server.comfy_progress import Meter, Stepped
+from gpu_server.comfy.failures import RunCancelled, RunFailed, execution_failure
+from gpu_server.comfy.progress import Meter, Stepped
 from gpu_server.graph_check import Graph
 
 

@@ -4,8 +4,8 @@ import copy
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from gpu_server.graph import Graph, WorkflowError, is_link, links, resolve
-from gpu_server.node_specs import ObjectInfo, node_spec, types_fit
+from gpu_server.workflow.graph import Graph, WorkflowError, is_link, links, resolve
+from gpu_server.workflow.node_specs import ObjectInfo, node_spec, types_fit
 
 
 def _slot(address: str) -> tuple[str, int]:

@@ -1,0 +1,138 @@
+"""What must hold beyond the rows: executions, files, and what callers were told."""
+
+from typing import TYPE_CHECKING, Any
+
+from gateway.job import JOB_TERMINAL, RUN_TERMINAL
+from tests.simulation.gpu import Execution
+from tests.simulation.ledger import JobBook
+from tests.simulation.process import PROCESS
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+STOP_WITHIN_S = 25.0
+"""An ended job's execution stops within this time once nothing hinders it."""
+
+
+class Judge:
+    """The journal of executions and the rules about it."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        self.executions: dict[str, list[Execution]] = {}
+        self._silent_since: dict[str, float] = {}
+        self._given_up: set[str] = set()
+
+    def contact(self, run_id: str) -> None:
+        """A service has answered about a run."""
+        self._silent_since.pop(run_id, None)
+
+    def no_contact(self, run_id: str) -> None:
+        """A request about a run went unanswered."""
+        now = self._world.loop.time()
+        since = self._silent_since.setdefault(run_id, now - 5)
+        if now - since >= self._patience() - 1:
+            self._given_up.add(run_id)
+
+    def _patience(self) -> float:
+        return self._world.plan.settings["backend_lost_after_s"]
+
+    def _was_unreachable(self, run_id: str) -> bool:
+        since = self._silent_since.get(run_id)
+        silent = 0 if since is None else self._world.loop.time() - since
+        return run_id in self._given_up or silent >= self._patience() - 1
+
+    def asked_to_start(self, run_id: str) -> None:
+        """The gateway asks a service to begin a run."""
+        replica = self._world.replica
+        if replica is None or replica.process is not PROCESS.get():
+            # a zombie does not know yet that the run has gone on without it
+            return
+        row = self._world.ledger.runs.get(run_id)
+        if row is None:
+            if not self._world.ever_deleted:
+                self._world.breach(f"run {run_id[:8]} was started without a row")
+        elif row["state"] == "waiting":
+            self._world.breach(f"run {run_id[:8]} was started before it was granted")
+
+    def forgotten(self, run_id: str) -> None:
+        """A service is told that a run's files are safe."""
+        row = self._world.ledger.runs.get(run_id)
+        if row is not None and row["state"] not in RUN_TERMINAL:
+            self._world.breach(f"run {run_id[:8]} was forgotten while {row['state']}")
+
+    def execution_began(self, execution: Execution) -> None:
+        """A run begins to execute: the GPU's time is being spent."""
+        earlier = self.executions.setdefault(execution.job_id, [])
+        for other in earlier:
+            excused = other.fate in ("lost", "transient", "spoiled") or self._was_unreachable(
+                other.run_id
+            )
+            if not excused:
+                self._world.breach(
+                    f"job {execution.job_id[:8]} executes again as run {execution.run_id[:8]} "
+                    f"although run {other.run_id[:8]} is {other.fate}"
+                )
+        earlier.append(execution)
+        self._world.executions += 1
+
+    def execution_ended(self, execution: Execution) -> None:
+        """It ended, in whatever way: an ended job's must have been stopped in time."""
+        book = self._world.ledger.jobs.get(execution.job_id)
+        if book is not None and book.ended_at is not None:
+            self._check_stopped(execution, book.ended_at)
+
+    def _check_stopped(self, execution: Execution, ended_at: float) -> None:
+        world = self._world
+        until = execution.ended if execution.ended is not None else world.loop.time()
+        calm = max(ended_at, execution.began, world.disturbed_at)
+        if until - calm > STOP_WITHIN_S:
+            world.breach(
+                f"run {execution.run_id[:8]} executed {until - calm:.0f} s longer than its job "
+                f"{execution.job_id[:8]}"
+            )
+
+    def completed(self, job_id: str, book: JobBook, runs: list[dict[str, Any]]) -> None:
+        """A job is completed: its files are those of one run, whole and in place."""
+        name = f"job {job_id[:8]}"
+        delivered = [run["id"] for run in runs if run["state"] == "delivered"]
+        if len(delivered) != 1:
+            self._world.breach(f"{name} is completed with {len(delivered)} delivered runs")
+            return
+        made = next(
+            (e for e in reversed(self.executions.get(job_id, [])) if e.run_id == delivered[0]),
+            None,
+        )
+        if made is None:
+            self._world.breach(f"{name} is completed by run {delivered[0][:8]} that never executed")
+            return
+        told = {f"{file['output']}/{file['n']}": file["sha256"] for file in book.artifacts}
+        if told != {slot: data.sha256 for slot, data in made.files.items()}:
+            self._world.breach(f"{name} stores other files than its run made: {told}")
+        for file in book.artifacts:
+            stored = self._world.store.files.get(file["key"])
+            if stored is None or (stored.bytes, stored.sha256) != (file["bytes"], file["sha256"]):
+                self._world.breach(f"{name} is completed but {file['key']} is {stored}")
+
+    def last_words(self) -> None:
+        """Everything has come to rest: nobody is left over."""
+        world = self._world
+        for job_id, book in world.ledger.jobs.items():
+            if book.deleted:
+                continue
+            if book.row["status"] not in JOB_TERMINAL:
+                runs = [run for run in world.ledger.runs.values() if run["job_id"] == job_id]
+                world.breach(f"job {job_id[:8]} never ended: {book.row}, {runs}")
+            elif len(book.events) != book.row["events"]:
+                world.breach(f"job {job_id[:8]} counts {book.row['events']} events: {book.events}")
+            if not world.plan.faults and book.row["status"] != "completed":
+                world.breach(f"job {job_id[:8]} is {book.row['status']} although nothing failed")
+        for executions in self.executions.values():
+            for execution in executions:
+                if execution.fate == "running":
+                    self._running_on(execution)
+
+    def _running_on(self, execution: Execution) -> None:
+        book = self._world.ledger.jobs.get(execution.job_id)
+        if book is not None and book.ended_at is not None:
+            self._check_stopped(execution, book.ended_at)

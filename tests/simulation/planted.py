@@ -1,0 +1,182 @@
+"""Bugs put into the engine on purpose, to show that the simulation finds them."""
+
+import asyncio
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from sqlalchemy import Table, bindparam, update
+
+from gateway.backends.base import BackendUnreachable, Order, RunLost
+from gateway.db import jobs, owners, placements, runs, tables
+from gateway.db.records import job_row, to_job
+from gateway.job import Job, NewJob
+from gateway.jobs import files, runner
+from gateway.storage.base import StoredFile
+from tests.simulation.backend import SimulatedBackend
+from tests.simulation.gpu import GpuService
+
+BUGS: dict[str, Callable[[], AbstractContextManager[None]]] = {}
+
+
+def _bug(function: Callable[[], Generator[None]]) -> Callable[[], AbstractContextManager[None]]:
+    made = contextmanager(function)
+    BUGS[function.__name__.replace("_", "-")] = made
+    return made
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Generator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+class _NoNewEpoch:
+    """An UPDATE that forgets to set `epoch`."""
+
+    def __init__(self, statement: Any) -> None:
+        self._statement = statement
+
+    def where(self, *conditions: Any) -> "_NoNewEpoch":
+        return _NoNewEpoch(self._statement.where(*conditions))
+
+    def values(self, **columns: Any) -> Any:
+        columns.pop("epoch", None)
+        return self._statement.values(**columns)
+
+
+def _update_without_epoch(table: Table) -> _NoNewEpoch:
+    return _NoNewEpoch(update(table))
+
+
+@_bug
+def unguarded_write() -> Generator[None]:
+    """A driver's write no longer asks whether the run is still its own."""
+    guarded = (
+        update(tables.runs)
+        .where(tables.runs.c.id == bindparam("run"))
+        .where(tables.runs.c.epoch >= bindparam("run_epoch"))
+        .where(tables.runs.c.state == bindparam("run_state"))
+    )
+    with _replaced(runs, "_GUARDED", guarded):
+        yield
+
+
+@_bug
+def dropped_epoch() -> Generator[None]:
+    """A takeover leaves the epoch as it was."""
+    with _replaced(owners, "update", _update_without_epoch):
+        yield
+
+
+@_bug
+def fresh_id() -> Generator[None]:
+    """A second `start` POSTs the run again instead of finding the first one."""
+    put = GpuService.put
+
+    def put_again(self: GpuService, order: Order) -> str:
+        self.runs.pop(order.run_id, None)
+        return put(self, order)
+
+    with _replaced(GpuService, "put", put_again):
+        yield
+
+
+@_bug
+def impatience() -> Generator[None]:
+    """An unreachable backend is taken for a lost run at once."""
+    with (
+        _replaced(runner, "BackendUnreachable", _Never),
+        _replaced(SimulatedBackend, "_call", _impatient(vars(SimulatedBackend)["_call"])),
+    ):
+        yield
+
+
+class _Never(Exception):
+    """Nothing raises it."""
+
+
+def _impatient(call: Any) -> Any:
+    async def impatient(self: SimulatedBackend, run_id: str, request: Any) -> Any:
+        try:
+            return await call(self, run_id, request)
+        except BackendUnreachable:
+            raise RunLost from None
+
+    return impatient
+
+
+@_bug
+def early_answer() -> Generator[None]:
+    """A submit answers before its commit."""
+    insert = jobs.JobRows.insert
+
+    async def hasty(self: Any, new: NewJob, **options: Any) -> Job:
+        task = asyncio.create_task(insert(self, new, **options))
+        await asyncio.wait([task], timeout=0.001)
+        return to_job(
+            {
+                **job_row(new, options["now"]),
+                **dict.fromkeys(("outcome", "error_code", "started_at", "finished_at")),
+                "progress": 0.0,
+            }
+        )
+
+    with _replaced(jobs.JobRows, "insert", hasty):
+        yield
+
+
+@_bug
+def forgotten_cancel() -> Generator[None]:
+    """A cancel is never passed on to the backend."""
+
+    async def nothing(*_: Any) -> list[Any]:
+        return []
+
+    with _replaced(runs.RunRows, "to_cancel", nothing):
+        yield
+
+
+@_bug
+def unverified_files() -> Generator[None]:
+    """A job is completed without a look at its files."""
+    verified = vars(files.RunFiles)["_verified"]
+
+    async def trusting(self: Any, run: Any, sent: Any) -> Any:
+        class Trusting:
+            async def stat(self, key: str) -> StoredFile:
+                return StoredFile(
+                    key=key, bytes=sent.bytes, sha256=None, etag="", media_type=sent.media_type
+                )
+
+        with _replaced(self, "_storage", Trusting()):
+            return await verified(self, run, sent)
+
+    with _replaced(files.RunFiles, "_verified", trusting):
+        yield
+
+
+@_bug
+def no_takeover() -> Generator[None]:
+    """A restarted gateway does not go on with what the last one left."""
+
+    async def nothing(*_: Any, **__: Any) -> list[Any]:
+        return []
+
+    with _replaced(owners.OwnerRows, "take_over", nothing):
+        yield
+
+
+@_bug
+def over_capacity() -> Generator[None]:
+    """Placement forgets what a backend already has."""
+
+    async def nothing(*_: Any) -> list[Any]:
+        return []
+
+    with _replaced(placements, "under_way", nothing):
+        yield

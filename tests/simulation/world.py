@@ -1,0 +1,285 @@
+"""One simulated world: a seed, a database, services, a gateway that keeps dying, and its judge."""
+
+import asyncio
+import gc
+import logging
+import os
+import random
+import sqlite3
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager
+from contextvars import Context
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import create_engine
+from sqlalchemy.pool import StaticPool
+
+from gateway.db.tables import metadata
+from tests.simulation.chaos import Chaos
+from tests.simulation.dbapi import Server
+from tests.simulation.gpu import GpuService
+from tests.simulation.judge import Judge
+from tests.simulation.ledger import Ledger, template
+from tests.simulation.loop import Stuck, VirtualLoop
+from tests.simulation.plan import Plan
+from tests.simulation.process import Process
+from tests.simulation.replica import Replica
+from tests.simulation.store import Store
+from tests.simulation.workload import Workload
+
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+MAX_STEPS = 100_000
+REST_S = 150.0
+"""Everything ends within this time after the last deadline, once faults have stopped."""
+_SHM = Path("/dev/shm")
+_template: list[bytes] = []
+
+
+class WorldClock:
+    """The machine's wall clock: virtual, and it may jump."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+        self.offset = 0.0
+
+    def seconds(self) -> float:
+        return self._loop.time() + self.offset
+
+    def now(self) -> datetime:
+        return EPOCH + timedelta(seconds=self.seconds())
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of one seed."""
+
+    seed: int
+    breaches: list[str] = field(default_factory=list[str])
+    faults: Counter[str] = field(default_factory=Counter[str])
+    steps: int = 0
+    operations: int = 0
+    jobs: int = 0
+    executions: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter[str])
+    incarnations: int = 0
+    turns: int = 0
+    """Turns of the first incarnation."""
+    virtual_s: float = 0.0
+    fingerprint: int = 0
+    """Depends on every step's time and order: equal for equal runs."""
+
+
+class World:
+    """Everything of one seed; `run_seed` makes it and takes it down."""
+
+    def __init__(self, plan: Plan, folder: Path, *, trace: bool) -> None:
+        self.plan = plan
+        self.folder = folder
+        seed = plan.seed
+        self.loop = VirtualLoop(
+            random.Random(f"{seed} schedule"),
+            scheduler="fifo" if plan.scheduler == "fifo" else "random",
+            max_steps=MAX_STEPS,
+        )
+        self.report = Report(seed)
+        self._tracing = trace
+        self.fingerprint = 0
+        self.clock = WorldClock(self.loop)
+        self.ledger = Ledger(self)
+        self.judge = Judge(self)
+        self.server = Server(
+            str(folder / "sim.db"),
+            random.Random(f"{seed} database"),
+            observer=self.ledger,
+            slow=plan.slow_database,
+        )
+        self.store = Store(self, random.Random(f"{seed} store"))
+        self.services = [
+            GpuService(self, f"gpu{n}", capacity, random.Random(f"{seed} gpu {n}"))
+            for n, capacity in enumerate(plan.capacities)
+        ]
+        self.folder_held_by: Process | None = None
+        self.faulty = True
+        self.disturbed_at = 0.0
+        self.executions = 0
+        self.ever_deleted = False
+        self.replica: Replica | None = None
+        self.replicas: list[Replica] = []
+        self._crashes = list(plan.crashes)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._outside = Context()
+
+    # --- what everything else leans on ---
+
+    def trace(self, text: str) -> None:
+        """One line of the story, in virtual time."""
+        self.fingerprint = hash((self.fingerprint, self.loop.steps, self.loop.time()))
+        if self._tracing:
+            print(f"{self.loop.time():10.4f}  {text}")  # noqa: T201 - the replay's very purpose
+
+    def breach(self, text: str) -> None:
+        """A rule was broken."""
+        self.trace(f"!!! {text}")
+        self.report.breaches.append(f"at {self.loop.time():.4f} s: {text}")
+
+    def disturb(self) -> None:
+        """Something was just hindered: time limits count from here."""
+        self.disturbed_at = self.loop.time()
+
+    def strikes(self, fault: str, chance: float, rng: random.Random) -> bool:
+        """Whether a fault strikes here and now."""
+        if not self.faulty or not self.plan.has(fault) or rng.random() >= chance:
+            return False
+        self.struck(fault)
+        return True
+
+    def struck(self, fault: str) -> None:
+        """Count an injected fault."""
+        self.report.faults[fault] += 1
+        self.disturb()
+
+    def later(self, delay: float, function: Callable[..., object], *args: Any) -> None:
+        """Call something outside every process, whoever dies meanwhile."""
+        self.loop.call_later(delay, function, *args, context=self._outside)
+
+    def later_in(self, process: Process, function: Callable[..., object]) -> None:
+        """Call something inside a process at its next turn."""
+        self.loop.call_soon(function, context=process.context())
+
+    def harness_task(self, coro: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """A task outside every process."""
+        task = self.loop.create_task(coro, name=name, context=self._outside.copy())
+        self._tasks.add(task)
+        return task
+
+    def launch(self) -> Replica:
+        """Start the gateway's next incarnation."""
+        crash_at = self._crashes.pop(0) if self._crashes and self.faulty else None
+        replica = Replica(self, f"g{len(self.replicas)}", crash_at)
+        self.replicas.append(replica)
+        self.replica = replica
+        self.disturb()
+        replica.start()
+        return replica
+
+    # --- the story ---
+
+    async def story(self) -> None:
+        """Work under faults, then peace, then the judgement."""
+        workload = Workload(self, random.Random(f"{self.plan.seed} workload"))
+        chaos = Chaos(self, random.Random(f"{self.plan.seed} chaos"))
+        supervisor = self.harness_task(chaos.supervise(), "supervisor")
+        storm = self.harness_task(chaos.strike(), "chaos")
+        self.launch()
+        await workload.submitted()
+        await storm
+        await chaos.heal()
+        await self._rest(workload)
+        supervisor.cancel()
+        for call in workload.unanswered():
+            self.breach(f"never answered: {call}")
+        self.judge.last_words()
+        if self.replica is not None:
+            await self.replica.stop()
+        for context in self.loop.errors:
+            self.breach(f"an error nobody handled: {context}")
+
+    async def _rest(self, workload: Workload) -> None:
+        limit = self.loop.time() + workload.longest_deadline_s + REST_S
+        while self.loop.time() < limit:
+            if self.ledger_at_rest() and not workload.unanswered():
+                return
+            await asyncio.sleep(1)
+
+    def ledger_at_rest(self) -> bool:
+        """Every job has ended and nothing executes."""
+        running = any(
+            execution.fate == "running"
+            for executions in self.judge.executions.values()
+            for execution in executions
+        )
+        open_jobs = any(
+            book.row["finished_at"] is None and not book.deleted
+            for book in self.ledger.jobs.values()
+        )
+        return not running and not open_jobs
+
+    def bury(self) -> None:
+        """Take everything down once it has been judged."""
+        # what libraries say of connections closed under them is of no interest
+        logging.disable(logging.CRITICAL)
+        for replica in self.replicas:
+            replica.process.kill()
+            replica.process.prune()
+            replica.process.bury()
+        harness = Process("harness")
+        for task in self._tasks:
+            harness.adopt(task)
+        harness.bury()
+        logging.disable(logging.NOTSET)
+
+
+def run_plan(plan: Plan, *, trace: bool = False) -> Report:
+    """Live through one seed's world and judge it."""
+    with _folder() as folder, _seeded(plan.seed):
+        (folder / "sim.db").write_bytes(_tables())
+        world = World(plan, folder, trace=trace)
+        gc.disable()
+        try:
+            Context().run(world.loop.run, world.story())
+        except Stuck as stuck:
+            world.breach(str(stuck))
+            world.judge.last_words()
+        finally:
+            world.bury()
+            gc.enable()
+        report = world.report
+        report.steps = world.loop.steps
+        report.operations = world.server.operations
+        report.jobs = len(world.ledger.jobs)
+        report.executions = world.executions
+        report.outcomes = Counter(book.row["status"] for book in world.ledger.jobs.values())
+        report.incarnations = len(world.replicas)
+        report.turns = world.replicas[0].process.steps
+        report.virtual_s = world.loop.time()
+        report.fingerprint = world.fingerprint
+        return report
+
+
+def _tables() -> bytes:
+    if not _template:
+
+        def create(connection: sqlite3.Connection) -> None:
+            engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
+            metadata.create_all(engine)
+
+        _template.append(template(create))
+    return _template[0]
+
+
+@contextmanager
+def _folder() -> Generator[Path]:
+    with tempfile.TemporaryDirectory(dir=_SHM if _SHM.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _seeded(seed: int) -> Generator[None]:
+    """Draw from the seed what programs draw from the system."""
+    rng = random.Random(f"{seed} system")
+    state = random.getstate()
+    random.seed(f"{seed} global")
+    real_urandom, real_uuid4 = os.urandom, uuid.uuid4
+    os.urandom = rng.randbytes
+    uuid.uuid4 = lambda: uuid.UUID(int=rng.getrandbits(128), version=4)
+    try:
+        yield
+    finally:
+        os.urandom, uuid.uuid4 = real_urandom, real_uuid4
+        random.setstate(state)
