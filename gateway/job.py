@@ -29,7 +29,8 @@ RUN_MOVES: dict[RunState, frozenset[RunState]] = {
     "waiting": frozenset({"granted", "failed", "cancelled"}),
     # a granted run goes back to waiting when its backend refuses it for lack of room
     "granted": frozenset({"waiting", "started", "failed", "cancelled"}),
-    "started": frozenset({"produced", "failed", "cancelled"}),
+    # straight to delivered where storage answers at once; produced is kept while it does not
+    "started": frozenset({"produced", "delivered", "failed", "cancelled"}),
     "produced": frozenset({"delivered", "failed", "cancelled"}),
     "delivered": frozenset(),
     "failed": frozenset(),

@@ -125,12 +125,19 @@ class _Body:
         return cls(first, rest, length)
 
     async def chunks(self) -> AsyncGenerator[bytes]:
-        yield self._pass(self._first)
-        self._first = b""
-        async for chunk in self._rest:
-            yield self._pass(chunk)
+        """The bytes, each piece hashed in a thread while it is on its way."""
+        loop, hashing = asyncio.get_running_loop(), None
+        async for chunk in self._pieces():
+            if hashing is not None:
+                await hashing
+            hashing = loop.run_in_executor(None, self.digest.update, chunk)
+            self.count += len(chunk)
+            yield chunk
+        if hashing is not None:
+            await hashing
 
-    def _pass(self, chunk: bytes) -> bytes:
-        self.digest.update(chunk)
-        self.count += len(chunk)
-        return chunk
+    async def _pieces(self) -> AsyncGenerator[bytes]:
+        first, self._first = self._first, b""
+        yield first
+        async for chunk in self._rest:
+            yield chunk

@@ -22,7 +22,7 @@ from gateway.backends.base import (
 from gateway.clock import Clock
 from gateway.db import DatabaseUnavailable
 from gateway.db.runs import OwnershipLost, RunRows
-from gateway.job import JobError, Outcome, Produced, Run
+from gateway.job import Artifact, JobError, Outcome, Produced, Run
 from gateway.jobs.files import NotDelivered, RunFiles
 from gateway.jobs.patience import Patience, backoff
 from gateway.jobs.placement import Placement
@@ -31,6 +31,8 @@ from gateway.jobs.wait import Hub
 from gateway.storage.base import StorageError
 
 _log = logging.getLogger(__name__)
+
+FORGET_AFTER_S = 0.2
 
 ENGINE_LOST = "lost"
 """Code of the failure a GPU service reports when its ComfyUI died with the run."""
@@ -142,10 +144,12 @@ class _Drive:
     async def _steps(self) -> None:
         if self._run.state == "granted":
             await self._start(self._backend())
+        produced = self._run.produced
         if self._run.state == "started":
-            await self._follow(self._backend())
-        if self._run.state == "produced":
-            await self._deliver()
+            produced = await self._follow(self._backend())
+        if produced is None:
+            raise NotDelivered("the row names no outputs")
+        await self._deliver(produced)
 
     async def _start(self, backend: Backend) -> None:
         """Begin or adopt it, and keep the reference before anything waits on it."""
@@ -176,7 +180,7 @@ class _Drive:
         finally:
             engine.starting.discard(order.run_id)
 
-    async def _follow(self, backend: Backend) -> None:
+    async def _follow(self, backend: Backend) -> Produced:
         """Look at it until it is over there; looking again is free, starting again is not."""
         engine, run = self._engine, self._run
         patience = engine.patience(engine.settings.backend_lost_after_s)
@@ -188,8 +192,7 @@ class _Drive:
                         async for event in events:
                             patience.answered()
                             if isinstance(event, Produced):
-                                self._run = await engine.rows.produced(run, event)
-                                return
+                                return event
                             written = await self._progressed(event, written)
                 except BackendUnreachable:
                     _log.info("run %s: %s does not answer", run.id, backend.name)
@@ -209,20 +212,11 @@ class _Drive:
         await engine.rows.progressed(self._run, event.fraction)
         return now
 
-    async def _deliver(self) -> None:
+    async def _deliver(self, produced: Produced) -> None:
         """Completed means delivered: look at each file where it lies, then say so."""
-        engine, run, produced = self._engine, self._run, self._run.produced
-        if produced is None:
-            raise NotDelivered("the row names no outputs")
-        # the GPU time is spent: no attempt is begun anew because storage is away
-        patience = engine.patience(None)
-        while True:
-            try:
-                files = await engine.files.verified(run, produced)
-                break
-            except StorageError as error:
-                _log.warning("run %s: storage does not answer: %s", run.id, error)
-                await patience.pause()
+        engine = self._engine
+        files = await self._verified(produced)
+        run = self._run
         outcome = Outcome(
             params=produced.params,
             engine=produced.engine,
@@ -234,6 +228,19 @@ class _Drive:
         backend = engine.backends.get(run.backend or "")
         if backend is not None:
             engine.in_background(_forget(backend, run))
+
+    async def _verified(self, produced: Produced) -> tuple[Artifact, ...]:
+        # the GPU time is spent: no attempt is begun anew because storage is away
+        patience = self._engine.patience(None)
+        while True:
+            try:
+                return await self._engine.files.verified(self._run, produced)
+            except StorageError as error:
+                _log.warning("run %s: storage does not answer: %s", self._run.id, error)
+            if self._run.state == "started":
+                # it may take long: whoever goes on from here need not ask the backend again
+                self._run = await self._engine.rows.produced(self._run, produced)
+            await patience.pause()
 
     async def _put_back(self) -> None:
         engine, run = self._engine, self._run
@@ -326,6 +333,8 @@ def deadline_exceeded() -> JobError:
 
 
 async def _forget(backend: Backend, run: Run) -> None:
+    # those who wait for the job are answered first
+    await asyncio.sleep(FORGET_AFTER_S)
     try:
         await backend.forget(run.id, run.reference or "")
     except Exception:  # noqa: BLE001  # the job is done: whatever it raises changes nothing
