@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from sqlalchemy import CursorResult, Executable, RowMapping, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
@@ -57,7 +57,9 @@ class Transaction:
         values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     ) -> CursorResult[Any]:
         """Carry out one statement."""
-        return await self._connection.execute(statement, values)  # type: ignore[return-value] # rows and DML alike give a CursorResult on Core connections
+        done = await self._connection.execute(statement, values)
+        # rows and DML alike give a CursorResult on Core connections
+        return cast("CursorResult[Any]", done)
 
     async def rows(
         self, statement: Executable, values: Mapping[str, Any] | None = None

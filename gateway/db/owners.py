@@ -2,8 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import RowMapping, and_, delete, func, insert, not_, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    RowMapping,
+    Select,
+    and_,
+    delete,
+    func,
+    insert,
+    not_,
+    or_,
+    select,
+    update,
+)
 
 from gateway.db.engine import Database, Transaction
 from gateway.db.records import micros
@@ -67,21 +80,7 @@ class OwnerRows:
         free = or_(
             runs.c.owner.is_(None), and_(runs.c.owner != replica, not_(runs.c.owner.in_(alive)))
         )
-        place = func.row_number().over(
-            partition_by=runs.c.caller,
-            order_by=(runs.c.priority.desc(), runs.c.created_at, runs.c.id),
-        )
-        backlog = (
-            select(runs.c.id, runs.c.caller, place.label("place"))
-            .where(runs.c.state == "waiting", free)
-            .subquery()
-        )
-        # every caller's first before anybody's second
-        waiting = (
-            select(backlog.c.id, backlog.c.caller, backlog.c.place)
-            .order_by(backlog.c.place, backlog.c.id)
-            .limit(max(0, room))
-        )
+        waiting = _backlog(free, room)
         under_way = select(runs.c.id).where(runs.c.state.in_(UNDER_WAY), free)
         collecting = and_(runs.c.state == "produced", runs.c.owner.is_not(None))
 
@@ -123,3 +122,21 @@ class OwnerRows:
         query = select(runs.c.id).where(runs.c.owner == replica, runs.c.state.in_(UNDER_WAY))
         rows = await self._db.read(lambda reading: reading.rows(query))
         return [row["id"] for row in rows]
+
+
+def _backlog(free: ColumnElement[bool], room: int) -> Select[Any, Any, Any]:
+    """Waiting runs that are free, every caller's first before anybody's second."""
+    place = func.row_number().over(
+        partition_by=runs.c.caller,
+        order_by=(runs.c.priority.desc(), runs.c.created_at, runs.c.id),
+    )
+    backlog = (
+        select(runs.c.id, runs.c.caller, place.label("place"))
+        .where(runs.c.state == "waiting", free)
+        .subquery()
+    )
+    return (
+        select(backlog.c.id, backlog.c.caller, backlog.c.place)
+        .order_by(backlog.c.place, backlog.c.id)
+        .limit(max(0, room))
+    )

@@ -220,14 +220,7 @@ class RunRows:
             )
             await writing.execute(insert(runs), following)
             await writing.execute(_PROGRESS, {"job": run.job_id, "progress": 0.0})
-            data: dict[str, JsonValue] = {
-                "code": error.code,
-                "message": error.message,
-                "backend": run.backend,
-                "attempt": run.attempt + 1,
-                "in_s": round(max(0.0, (not_before - now).total_seconds()), 3),
-            }
-            await note(writing, run.job_id, "retrying", data, now)
+            await note(writing, run.job_id, "retrying", _retrying(run, error, not_before, now), now)
 
         await self._db.write(work)
         return identifier
@@ -274,6 +267,19 @@ class RunRows:
             return await writing.matched(update(runs).where(ended).values(cancel_pending=True))
 
         return await self._db.write(work) > 0
+
+
+def _retrying(
+    run: Run, error: JobError, not_before: datetime, now: datetime
+) -> dict[str, JsonValue]:
+    """What the job's log says of another attempt."""
+    return {
+        "code": error.code,
+        "message": error.message,
+        "backend": run.backend,
+        "attempt": run.attempt + 1,
+        "in_s": round(max(0.0, (not_before - now).total_seconds()), 3),
+    }
 
 
 def waiting_row(call: Call, **columns: Any) -> dict[str, Any]:  # noqa: ANN401  # column values

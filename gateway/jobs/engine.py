@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,7 +67,6 @@ class Jobs:
             raise ValueError("two backends have the same name")
         self._rows = JobRows(db)
         self._run_rows = RunRows(db)
-        self._files = RunFiles(storage, names, settings.slot_lifetime)
         self._hub = Hub()
         self._ownership = Ownership(
             replica=str(uuid.UUID(int=self._rng.getrandbits(128), version=4)),
@@ -80,20 +79,7 @@ class Jobs:
             db=db, backends=by_name, settings=settings, clock=clock, granted=self._granted
         )
         self._drivers = Drivers(self._drive, self._patience)
-        self._engine = Engine(
-            owner=self._ownership.replica,
-            rows=self._run_rows,
-            backends=by_name,
-            files=self._files,
-            hub=self._hub,
-            placement=self._placement,
-            settings=settings,
-            clock=clock,
-            rng=self._rng,
-            starting=set(),
-            in_background=self._drivers.in_background,
-            tell_backends=self._tell_backends,
-        )
+        self._engine = self._make_engine(by_name, RunFiles(storage, names, settings.slot_lifetime))
         self._cancels = Cancels(
             rows=self._run_rows,
             backends=by_name,
@@ -104,6 +90,22 @@ class Jobs:
         )
         self._loops: list[asyncio.Task[None]] = []
         db.listen(self._changed)
+
+    def _make_engine(self, backends: Mapping[str, Backend], files: RunFiles) -> Engine:
+        return Engine(
+            owner=self._ownership.replica,
+            rows=self._run_rows,
+            backends=backends,
+            files=files,
+            hub=self._hub,
+            placement=self._placement,
+            settings=self._settings,
+            clock=self._clock,
+            rng=self._rng,
+            starting=set(),
+            in_background=self._drivers.in_background,
+            tell_backends=self._tell_backends,
+        )
 
     async def start(self) -> None:
         """Take ownership and go on with every unfinished run. Raises FolderInUse."""
@@ -180,7 +182,7 @@ class Jobs:
         if job.status not in JOB_TERMINAL:
             raise Conflict("The job is not finished: cancel it first, or wait.")
         await self._until_told(job_id)
-        await self._files.remove(job, await self._rows.attempts(job_id))
+        await self._engine.files.remove(job, await self._rows.attempts(job_id))
         return await self._rows.delete(job_id)
 
     async def watch(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
