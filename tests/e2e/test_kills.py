@@ -89,7 +89,7 @@ def test_a_job_survives_the_death_of_comfyui_by_a_second_execution(own_stack: St
 
 @pytest.mark.timeout(400)
 def test_ten_restarts_under_a_waiting_job_harm_nothing(own_stack: Stack) -> None:
-    own_stack.simulator(step_ms=1000)
+    own_stack.simulator(step_ms=5000)
     with own_stack.client() as client:
         running = [submit(client, num_inference_steps=100) for _ in range(2)]
         waiting = submit(client, num_inference_steps=2)
