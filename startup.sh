@@ -1,26 +1,17 @@
 #!/usr/bin/env bash
 # Starts, stops and shows the gateway, the GPU service and, where there is no ComfyUI, the simulator.
-# Every setting can be overridden from the environment; docs/settings.md lists them all.
+# Every setting can be overridden from the environment; docs/settings.md and docs/operate.md list them.
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-if [ -n "${RUNPOD_POD_ID:-}" ]; then
-    WORKSPACE="${WORKSPACE:-/workspace}"
-    export BACKEND_HOST="${BACKEND_HOST:-0.0.0.0}"
-else
-    WORKSPACE="${WORKSPACE:-$ROOT}"
-    # A laptop is not a server: off a pod nothing listens beyond this machine unless asked to.
-    export BACKEND_HOST="${BACKEND_HOST:-127.0.0.1}"
-fi
+if [ -n "${RUNPOD_POD_ID:-}" ]; then WORKSPACE="${WORKSPACE:-/workspace}"; fi
+WORKSPACE="${WORKSPACE:-$ROOT}"
+case "$WORKSPACE" in /*) ;; *) WORKSPACE="$PWD/$WORKSPACE" ;; esac
 export WORKSPACE
 LOGS="$WORKSPACE/logs"
 ENV_FILE="$WORKSPACE/.env"
 SIMULATOR_PORT=8288
 SERVICES="simulator gpu_server backend"
-START_SECONDS="${START_SECONDS:-60}"
-STOP_SECONDS="${STOP_SECONDS:-20}"
-
-# ---------------------------------------------------------------- output
 
 if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then
     RED=$'\e[31m' GREEN=$'\e[32m' YELLOW=$'\e[33m' BLUE=$'\e[34m' BOLD=$'\e[1m' PLAIN=$'\e[0m'
@@ -42,10 +33,10 @@ die() {
     exit 1
 }
 
-# ---------------------------------------------------------------- configuration
-
 load_env() { # the environment wins over .env
-    [ -f "$ENV_FILE" ] || return 0
+    [ -e "$ENV_FILE" ] || return 0
+    [ -f "$ENV_FILE" ] && [ -r "$ENV_FILE" ] ||
+        die "$ENV_FILE cannot be read: it must be a file that belongs to $(id -un)."
     local line key value
     while IFS= read -r line || [ -n "$line" ]; do
         case "$line" in '' | '#'*) continue ;; esac
@@ -53,7 +44,8 @@ load_env() { # the environment wins over .env
         [[ "$key" =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || continue
         value="${value%$'\r'}"
         if [[ "$value" == \"*\" || "$value" == \'*\' ]]; then value="${value:1:${#value}-2}"; fi
-        if [ -z "${!key+set}" ]; then export "$key=$value"; fi
+        # an empty value stands for none, as it does for the services
+        if [ -n "$value" ] && [ -z "${!key:-}" ]; then export "$key=$value"; fi
     done <"$ENV_FILE"
 }
 
@@ -62,15 +54,17 @@ new_secret() { "$VENV/bin/python" -c 'import secrets; print(secrets.token_urlsaf
 ensure_secrets() { # made once, kept in .env, the API key printed once
     local name value
     for name in GATEWAY_API_KEY GPU_SERVICE_TOKEN; do
-        if [ -n "${!name:-}" ]; then
-            export "${name?}"
-            continue
-        fi
+        if [ -n "${!name:-}" ]; then export "${name?}" && continue; fi
         value="$(new_secret)"
-        (umask 077 && touch "$ENV_FILE" && printf '%s=%s\n' "$name" "$value" >>"$ENV_FILE")
+        (umask 077 && touch "$ENV_FILE") || die "$ENV_FILE cannot be written."
+        chmod 600 "$ENV_FILE"
+        if [ -n "$(tail -c 1 "$ENV_FILE")" ]; then printf '\n' >>"$ENV_FILE"; fi
+        printf '%s=%s\n' "$name" "$value" >>"$ENV_FILE"
         export "$name=$value"
         if [ "$name" = GATEWAY_API_KEY ]; then
-            good "Made an API key, kept in $ENV_FILE and shown only now: ${BOLD}$value${PLAIN}"
+            good "Made an API key. It is kept in $ENV_FILE and shown only now:"
+            # not through say: no key goes into a log
+            printf '    %s%s%s\n' "$BOLD" "$value" "$PLAIN"
         fi
     done
 }
@@ -89,23 +83,35 @@ u = p.urlsplit(sys.argv[1]); socket.create_connection((u.hostname, u.port), time
 port_of() { # http://host:port[/path] -> port
     local rest="${1#*://}"
     rest="${rest%%/*}"
-    case "$rest" in *:*) printf '%s' "${rest##*:}" ;; *) printf '80' ;; esac
+    if [[ "$rest" == *:* ]]; then printf '%s' "${rest##*:}"; else printf '80'; fi
+}
+
+here() { # an address to listen on -> the address to reach it at
+    case "$1" in
+        0.0.0.0 | :: | localhost) printf '127.0.0.1' ;;
+        *:*) printf '[%s]' "$1" ;;
+        *) printf '%s' "$1" ;;
+    esac
 }
 
 configure() {
     load_env
-    export BACKEND_PORT="${BACKEND_PORT:-8000}" GPU_SERVER_PORT="${GPU_SERVER_PORT:-8001}"
+    START_SECONDS="${START_SECONDS:-60}" STOP_SECONDS="${STOP_SECONDS:-20}"
+    if [ -n "${RUNPOD_POD_ID:-}" ]; then
+        export BACKEND_HOST="${BACKEND_HOST:-0.0.0.0}"
+        export MODELS_PATH="${MODELS_PATH:-/workspace/models}"
+    fi
+    # A laptop is not a server: off a pod nothing listens beyond this machine unless asked to.
+    export BACKEND_HOST="${BACKEND_HOST:-127.0.0.1}" BACKEND_PORT="${BACKEND_PORT:-8000}"
     # The gateway on this machine is the only one that talks to this GPU service.
     export GPU_SERVER_HOST="${GPU_SERVER_HOST:-127.0.0.1}"
-    export GPU_SERVICE_URL="${GPU_SERVICE_URL:-http://127.0.0.1:$GPU_SERVER_PORT}"
-    if [ -n "${RUNPOD_POD_ID:-}" ]; then export MODELS_PATH="${MODELS_PATH:-/workspace/models}"; fi
-    case "$BACKEND_HOST" in
-        0.0.0.0 | :: | localhost) BACKEND_URL="http://127.0.0.1:$BACKEND_PORT" ;;
-        *) BACKEND_URL="http://$BACKEND_HOST:$BACKEND_PORT" ;;
-    esac
-    case "$GPU_SERVICE_URL" in
-        *127.0.0.1:"$GPU_SERVER_PORT"* | *localhost:"$GPU_SERVER_PORT"*) GPU_HERE=yes ;;
-        *) GPU_HERE=no ;;
+    export GPU_SERVER_PORT="${GPU_SERVER_PORT:-8001}"
+    BACKEND_URL="http://$(here "$BACKEND_HOST"):$BACKEND_PORT"
+    GPU_URL="http://$(here "$GPU_SERVER_HOST"):$GPU_SERVER_PORT"
+    export GPU_SERVICE_URL="${GPU_SERVICE_URL:-$GPU_URL}"
+    GPU_HERE=no
+    case ",$GPU_SERVICE_URL," in
+        *"$GPU_URL"[,/]* | *"//localhost:$GPU_SERVER_PORT"[,/]*) GPU_HERE=yes ;;
     esac
 }
 
@@ -132,11 +138,10 @@ choose_comfyui() { # a stand-in only when nothing says that there is, or will be
     fi
 }
 
-# ---------------------------------------------------------------- python
-
 find_python() {
     local candidate
-    for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3 python; do
+    # shellcheck disable=SC2086  # a list where PYTHON is not set, one word where it is
+    for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3 python}; do
         if [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 &&
             "$candidate" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' \
             >/dev/null 2>&1; then
@@ -162,18 +167,16 @@ ensure_python() {
     if [ -x "$VENV/bin/python" ] && [ "$(cat "$VENV/.genmedia" 2>/dev/null)" = "$want" ]; then
         return 0
     fi
-    python="$(find_python)" || die "No Python 3.11 or newer with venv was found. On Debian or Ubuntu: \
+    mkdir -p "$VENV" && touch "$VENV/.genmedia"
+    python="$(find_python)" || die "No Python 3.11 or newer with venv was found${PYTHON:+ at $PYTHON}. On Debian or Ubuntu: \
 apt-get install python3 python3-venv; on macOS: brew install python@3.12; or set PYTHON=/path/to/python3."
     info "Preparing $VENV with $("$python" --version) (once, about a minute)"
     "$python" -m venv "$VENV"
-    touch "$VENV/.genmedia"
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes \
         -r "$lock" >>"$LOGS/startup.log" 2>&1 ||
         die "Installing the dependencies failed; the last lines of $LOGS/startup.log say why."
     printf '%s' "$want" >"$VENV/.genmedia"
 }
-
-# ---------------------------------------------------------------- processes
 
 pid_file() { printf '%s/%s.pid' "$WORKSPACE" "$1"; }
 log_file() { printf '%s/%s.log' "$LOGS" "$1"; }
@@ -193,16 +196,23 @@ running_pid() { # service -> its pid, or failure
     [ -f "$file" ] || return 1
     pid="$(cat "$file")"
     [[ "$pid" =~ ^[0-9]+$ ]] || return 1
-    case "$(ps -ww -p "$pid" -o command= 2>/dev/null)" in
-        *"$(command_of "$1")"*) printf '%s' "$pid" ;;
-        *) return 1 ;;
-    esac
+    kill -0 "$pid" 2>/dev/null || return 1
+    [[ "$(command_line "$pid")" == *"$(command_of "$1")"* ]] || return 1
+    printf '%s' "$pid"
+}
+
+command_line() { # pid; slim images have no ps, macOS has no /proc
+    if [ -r "/proc/$1/cmdline" ]; then
+        tr '\0' ' ' <"/proc/$1/cmdline"
+    else
+        ps -ww -p "$1" -o command=
+    fi
 }
 
 url_of() {
     case "$1" in
         backend) printf '%s/livez' "$BACKEND_URL" ;;
-        gpu_server) printf 'http://127.0.0.1:%s/health' "$GPU_SERVER_PORT" ;;
+        gpu_server) printf '%s/health' "$GPU_URL" ;;
         simulator) printf 'http://127.0.0.1:%s/_sim' "$SIMULATOR_PORT" ;;
     esac
 }
@@ -212,10 +222,13 @@ spawn() { # service, command…
     shift
     log="$(log_file "$name")"
     (
-        cd "$ROOT"
-        nohup "$@" </dev/null >>"$log" 2>&1 9>&- &
+        cd "$WORKSPACE"
+        # a process group of its own: Ctrl-C at the terminal ends this script, not the services
+        set -m
+        PYTHONPATH="$ROOT" nohup "$@" </dev/null >>"$log" 2>&1 9>&- &
         printf '%s\n' "$!" >"$(pid_file "$name")"
     )
+    url_of "$name" >"$LOGS/$name.url"
 }
 
 wait_until_up() { # service
@@ -236,6 +249,9 @@ start_service() { # service, command…
     shift
     if pid="$(running_pid "$name")"; then
         good "$name already runs (pid $pid)"
+        if [ "$(cat "$LOGS/$name.url" 2>/dev/null)" != "$(url_of "$name")" ]; then
+            warn "$name was started with other settings; ./startup.sh restart applies these"
+        fi
         return 0
     fi
     if listens "$(url_of "$name")"; then
@@ -280,26 +296,30 @@ stop_service() { # asked first, killed when it does not listen
     good "$name stopped"
 }
 
-# ---------------------------------------------------------------- commands
+lock() { # one startup.sh at a time works on a workspace
+    mkdir -p "$LOGS" "$WORKSPACE/data" 2>/dev/null ||
+        die "$WORKSPACE cannot be written: choose another folder by WORKSPACE."
+    exec 9>"$LOGS/.startup.lock"
+    if command -v flock >/dev/null 2>&1; then
+        flock -w 300 9 || die "Another startup.sh has been at work here for five minutes."
+    fi
+}
 
-prepare() {
-    mkdir -p "$LOGS" "$WORKSPACE/data"
+gateway() { # python -m gateway …, in the workspace
+    (cd "$WORKSPACE" && PYTHONPATH="$ROOT" "$VENV/bin/python" -m gateway "$@" 9>&-)
+}
+
+start_all() {
+    lock
+    load_env
     ensure_python
     configure
     ensure_secrets
     choose_comfyui
-}
-
-start_all() {
-    prepare
-    exec 9>"$LOGS/.startup.lock"
-    if command -v flock >/dev/null 2>&1; then
-        flock -n 9 || die "Another startup.sh is at work."
-    fi
     if [ "$GPU_HERE" = no ]; then
         info "Using the GPU service at $GPU_SERVICE_URL; none is started here"
     elif [ "$USE_SIMULATOR" = yes ]; then
-        warn "No ComfyUI is configured: starting the SIMULATOR. Its pictures are drawn, not generated."
+        warn "The SIMULATOR stands in for ComfyUI: its pictures are drawn, not generated."
         start_service simulator "$VENV/bin/python" -m gpu_server.simulator \
             --host 127.0.0.1 --port "$SIMULATOR_PORT" --dir "$COMFYUI_PATH"
     else
@@ -309,8 +329,10 @@ start_all() {
     fi
     if [ "$GPU_HERE" = yes ]; then start_service gpu_server "$VENV/bin/python" -m gpu_server; fi
     if ! running_pid backend >/dev/null; then
-        (cd "$ROOT" && "$VENV/bin/python" -m gateway migrate >>"$(log_file backend)" 2>&1) ||
-            die "Migrating the database failed; see $(log_file backend)"
+        if ! gateway migrate >>"$(log_file backend)" 2>&1; then
+            tail -n 3 "$(log_file backend)" >&2
+            die "The database could not be prepared; $(log_file backend) says why."
+        fi
     fi
     start_service backend "$VENV/bin/python" -m gateway serve
     start_extra
@@ -321,24 +343,24 @@ status_table() {
     local name pid state
     printf '\n%s%-12s %-9s %-8s %s%s\n' "$BOLD" SERVICE STATE PID ADDRESS "$PLAIN"
     for name in $SERVICES extra; do
-        state=stopped pid=-
-        if pid="$(running_pid "$name")"; then state=running; else pid=-; fi
-        if [ "$state" = stopped ] && { [ "$name" = simulator ] || [ "$name" = extra ]; }; then
-            continue
-        fi
-        printf '%-12s %-9s %-8s %s\n' "$name" "$state" "$pid" "$(url_of "$name")"
+        if pid="$(running_pid "$name")"; then state=running; else state=stopped pid=-; fi
+        [[ "$state $name" =~ ^stopped\ (simulator|extra)$ ]] && continue
+        printf '%-12s %-9s %-8s %s\n' "$name" "$state" "$pid" \
+            "$(if [ "$state" = running ]; then cat "$LOGS/$name.url" 2>/dev/null; fi)"
     done
     printf '\n'
 }
 
 stop_all() {
+    lock
     configure
     local name stopped=no
     for name in extra backend gpu_server simulator; do
         if running_pid "$name" >/dev/null; then stopped=yes; fi
         stop_service "$name"
     done
-    if [ "$stopped" = no ]; then info "Nothing was running."; fi
+    [ "$stopped" = yes ] || info "Nothing was running."
+    exec 9>&-
 }
 
 show_logs() {
@@ -346,16 +368,8 @@ show_logs() {
     for name in ${1:-$SERVICES}; do
         if [ -f "$(log_file "$name")" ]; then files+=("$(log_file "$name")"); fi
     done
-    [ "${#files[@]}" -gt 0 ] || die "There are no logs in $LOGS yet."
+    [ "${#files[@]}" -gt 0 ] || die "There is no log of ${1:-any service} in $LOGS yet."
     tail -n 50 -F "${files[@]}"
-}
-
-usage() {
-    cat <<TEXT
-Usage: ./startup.sh [start|stop|restart|status|logs [service]|demo]
-  start    prepare everything and start what is not running (default)
-  demo     start, then generate a picture and show the call that did it
-TEXT
 }
 
 case "${1:-start}" in
@@ -366,7 +380,7 @@ case "${1:-start}" in
         ;;
     demo)
         start_all
-        (cd "$ROOT" && "$VENV/bin/python" -m gateway demo --url "$BACKEND_URL" --out "$WORKSPACE/demo")
+        gateway demo --url "$BACKEND_URL" --out "$WORKSPACE/demo"
         ;;
     stop) stop_all ;;
     restart)
@@ -376,13 +390,11 @@ case "${1:-start}" in
         ;;
     status)
         configure
-        choose_venv
         status_table
         ;;
     logs) show_logs "${2:-}" ;;
-    -h | --help | help) usage ;;
     *)
-        usage >&2
-        exit 2
+        printf 'Usage: ./startup.sh [start|stop|restart|status|logs [service]|demo]\n' >&2
+        case "${1:-}" in -h | --help | help) ;; *) exit 2 ;; esac
         ;;
 esac

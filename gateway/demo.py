@@ -27,6 +27,15 @@ class DemoFailed(Exception):
 
 def make_picture(url: str, key: str | None, out: Path) -> Path:
     """Generate one picture and save it under `out`; its path. Raises DemoFailed."""
+    try:
+        return _make_picture(url, key, out)
+    except httpx.TransportError as error:
+        raise DemoFailed(
+            f"The gateway at {url} does not answer ({type(error).__name__}): ./startup.sh starts it"
+        ) from error
+
+
+def _make_picture(url: str, key: str | None, out: Path) -> Path:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with httpx.Client(base_url=url, headers=headers, timeout=30, trust_env=False) as http:
         body: dict[str, Any] = {
@@ -135,7 +144,10 @@ def _answer(response: httpx.Response) -> dict[str, Any]:
 
 def _print_call(url: str, body: dict[str, Any], *, keyed: bool) -> None:
     auth = ' -H "Authorization: Bearer $GATEWAY_API_KEY"' if keyed else ""
-    console.print("The same call by hand (the key is in .env):" if keyed else "The same by hand:")
+    console.print("The same call by hand:")
+    keys = Path(".env").absolute()
+    if keyed and keys.is_file():
+        console.print(f". {shlex.quote(str(keys))}", markup=False)
     console.print(
         f"curl -sS {url}/api/generate{auth} -H 'Content-Type: application/json'"
         f" -d {shlex.quote(json.dumps(body))}",

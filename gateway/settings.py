@@ -17,6 +17,9 @@ def _comma_list(value: object) -> object:
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_list)]
 
 
+_EVERY_ADDRESS = frozenset({"0.0.0.0", "::", "localhost"})
+
+
 def _web_address(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -128,6 +131,13 @@ class Settings(BaseSettings):
     def _own_address(cls, value: str | None) -> str | None:
         return value if value is None else _web_address(value)
 
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("sqlite+aiosqlite:///"):
+            raise ValueError("only sqlite+aiosqlite:///<path> is known yet")
+        return value
+
     @field_validator("storage_url")
     @classmethod
     def _known_storage(cls, value: str | None) -> str | None:
@@ -158,7 +168,10 @@ class Settings(BaseSettings):
     @property
     def local_url(self) -> str:
         """How a GPU service on this machine reaches this gateway, the default filled in."""
-        return self.internal_url or f"http://127.0.0.1:{self.backend_port}"
+        if self.internal_url is not None:
+            return self.internal_url
+        host = "127.0.0.1" if self.backend_host in _EVERY_ADDRESS else self.backend_host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.backend_port}"
 
     @property
     def default_wait(self) -> int:

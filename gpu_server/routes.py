@@ -5,13 +5,13 @@ import secrets
 import uuid
 from collections.abc import AsyncGenerator
 from http import HTTPStatus
-from importlib.metadata import version
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from gpu_server import __version__
 from gpu_server.catalogue import WorkflowMismatch
 from gpu_server.comfy import RunFailed
 from gpu_server.problems import Problem
@@ -37,7 +37,6 @@ MAX_INLINE_BYTES = 64 * 1024**2
 _BUSY_AFTER_S = "1"
 _AWAY_AFTER_S = "5"
 _PROTOCOL = [f"v{VERSION}"]
-_VERSION = version("genmedia-gateway")
 
 
 def service_of(request: Request) -> Service:
@@ -210,7 +209,7 @@ async def health(request: Request, service: Here) -> JSONResponse:
     report = Health(
         status=status,
         comfyui_available=comfy.available,
-        version=_VERSION,
+        version=__version__,
         protocol=_PROTOCOL,
         engine=comfy.engine,
         comfyui_version=comfy.version,

@@ -7,7 +7,8 @@ from tempfile import gettempdir
 
 import uvicorn
 
-from gpu_server.simulator import COMFYUI_VERSION, simulator_version
+from gpu_server import __version__
+from gpu_server.simulator import COMFYUI_VERSION
 from gpu_server.simulator.server import create_app, uvicorn_options
 from gpu_server.simulator.settings import SettingsError, settings_from_environment
 
@@ -30,7 +31,7 @@ def main() -> None:
     except SettingsError as error:
         sys.exit(f"SIM_*: {error}")
     print(  # noqa: T201 - the first line of its log
-        f"ComfyUI SIMULATOR {simulator_version()} (speaks the protocol of {COMFYUI_VERSION}) at "
+        f"ComfyUI SIMULATOR {__version__} (speaks the protocol of {COMFYUI_VERSION}) at "
         f"http://{options.host}:{options.port}: no GPU and no weights, pictures are procedural and "
         f"marked SIMULATED. Files in {directory}",
         flush=True,

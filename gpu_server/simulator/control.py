@@ -6,7 +6,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from gpu_server.simulator import COMFYUI_VERSION, simulator_version
+from gpu_server import __version__
+from gpu_server.simulator import COMFYUI_VERSION
 from gpu_server.simulator.middleware import json_body
 from gpu_server.simulator.settings import SettingsError
 from gpu_server.simulator.simulation import Simulation
@@ -18,7 +19,7 @@ def _state(simulation: Simulation) -> dict[str, Any]:
     counts, sockets = simulation.counts, simulation.sockets
     return {
         "simulator": True,
-        "version": simulator_version(),
+        "version": __version__,
         "comfyui_version": COMFYUI_VERSION,
         "worker_alive": simulation.worker.alive,
         "queue_remaining": simulation.queue.remaining(),

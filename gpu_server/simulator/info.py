@@ -7,7 +7,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from gpu_server.simulator import COMFYUI_VERSION, simulator_version
+from gpu_server import __version__
+from gpu_server.simulator import COMFYUI_VERSION
 from gpu_server.simulator.folders import FOLDERS
 from gpu_server.simulator.nodes import NODE_CLASSES
 from gpu_server.simulator.simulation import Simulation
@@ -111,7 +112,7 @@ async def start_page(_: Simulation, __: Request) -> Response:
     """Tell a browser what it found."""
     return HTMLResponse(
         f"<!doctype html><title>ComfyUI simulator</title><h1>ComfyUI simulator</h1>"
-        f"<p>Version {simulator_version()}. This is not ComfyUI: "
+        f"<p>Version {__version__}. This is not ComfyUI: "
         f"it speaks the protocol of {COMFYUI_VERSION} and draws procedural pictures marked "
         f"SIMULATED. Its knobs: <a href='/_sim'>/_sim</a>.</p>"
     )
