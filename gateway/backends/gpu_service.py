@@ -92,7 +92,8 @@ class GpuService:
                 async for kind, data in server_sent_events(response.aiter_lines()):
                     if kind in _EVENT_TYPES:
                         yield Event.model_validate_json(data)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+        except (httpx.ConnectError, httpx.TimeoutException) as error:
+            # a read that times out missed two heartbeats: it accepts connections and is frozen
             raise self._away(error) from error
         except httpx.RequestError as error:
             _log.info("GPU service %s: event stream broke: %s", self._name, type(error).__name__)

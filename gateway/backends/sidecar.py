@@ -209,7 +209,11 @@ class Sidecar:
     def _remember(self, seen: Workflows) -> None:
         self._seen = seen
         self._statuses = {status.name: status for status in seen.workflows}
-        self._installed = {folder: frozenset(files) for folder, files in seen.installed.items()}
+        self._installed = (
+            None
+            if seen.installed is None
+            else {folder: frozenset(files) for folder, files in seen.installed.items()}
+        )
 
     def _note(self, trouble: str | None) -> None:
         if trouble == self._trouble:

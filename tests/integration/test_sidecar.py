@@ -229,6 +229,9 @@ async def test_silence_longer_than_the_heartbeat_is_a_dead_connection(
     monkeypatch.setattr(gpu_service, "_EVENTS", httpx.Timeout(0.3, connect=5))
     double.silent = True
     double.scripts = [[progress(0.5)], [progress(0.5), ended("completed")]]
+    # the runner's patience must see it: a frozen service accepts connections for ever
+    with pytest.raises(BackendUnreachable):
+        await followed(backend)
     assert [type(event) for event in await followed(backend)] == [Progressed, Produced]
     assert double.streams == 2
 
