@@ -91,7 +91,7 @@ class Catalogue:
         # Nothing known: the GPU service checks again before it binds the name into a graph.
         if known is None or file in known:
             return
-        message = f"is not among the {folder} of any GPU service; put the file there first"
+        message = f"{file!r} is not among the {folder} of any GPU service; put the file there first"
         raise ModelNotInstalled(
             [FieldError(field=field, code="model_not_installed", message=message)]
         )

@@ -17,6 +17,7 @@ GatewayError
 ├── NotReady                  503   what the workflow needs is missing, and where to get it
 ├── Unavailable               503   database or storage does not answer at the moment
 ├── JobFailed                 422 | 502 | 503 | 504   a waited-for job ended in failure
+│   └── JobCancelled          409   somebody cancelled a waited-for job
 └── InternalError             500   a bug of ours; says nothing about its inside
 """
 
@@ -155,6 +156,10 @@ class MethodNotAllowed(UsageError):
     status = 405
     title = "This route does not take that method"
 
+    def __init__(self, method: str, allowed: Sequence[str]) -> None:
+        super().__init__(f"{method} is not possible here; use {' or '.join(allowed)}.")
+        self.headers = {"Allow": ", ".join(allowed)}
+
 
 class Conflict(UsageError):
     """Not possible in the present state."""
@@ -247,6 +252,17 @@ class JobFailed(GatewayError):
                 }
             )
         )
+
+
+class JobCancelled(JobFailed):
+    """Somebody cancelled the job a call waits for."""
+
+    code = "cancelled"
+    status = 409
+    title = "The job was cancelled"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id, self.code, self.status, "The job was cancelled before its end.")
 
 
 class InternalError(GatewayError):

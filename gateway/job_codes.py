@@ -2,7 +2,6 @@
 
 JOB_CODES: dict[str, str] = {
     "backend_unreachable": "The GPU service did not come back in time; no attempt was left.",
-    "cancelled": "Somebody cancelled the job while a call waited for it.",
     "comfyui_too_old": "ComfyUI is older than this service needs.",
     "comfyui_unavailable": "ComfyUI did not answer.",
     "comfyui_wedged": "ComfyUI accepted the work and then stood still.",

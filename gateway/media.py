@@ -1,9 +1,10 @@
 """Types of tool parameters that several tools share, each with its bounds and its message."""
 
+import unicodedata
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, LiteralString
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 MAX_SEED = 2**53 - 1
@@ -48,14 +49,58 @@ def _no_nul(text: str) -> str:
     return text
 
 
+def _no_control(text: str) -> str:
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        raise PydanticCustomError("control_character", "must not contain control characters")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    # C: control, format and unassigned characters; Z: every kind of space
+    if all(unicodedata.category(character)[0] in "CZ" for character in text):
+        raise PydanticCustomError("blank", "must not be blank")
+    return text
+
+
+def _number(code: LiteralString) -> Callable[[object], object]:
+    def check(value: object) -> object:
+        if isinstance(value, bool | str | bytes):
+            raise PydanticCustomError(code, "must be a number")
+        return value
+
+    return check
+
+
+WHOLE = BeforeValidator(_number("int_type"))
+"""Keeps Pydantic from reading true as 1 and "8" as 8; JSON's 8.0 stays a whole number."""
+DECIMAL = BeforeValidator(_number("float_type"))
+"""Keeps Pydantic from reading true as 1.0 and "0.5" as 0.5."""
+
 # An AfterValidator, so that bounds are checked first and the two values it names lie within them.
 Side = Annotated[
     int,
     Field(ge=256, le=2048, json_schema_extra={"multipleOf": 16}),
     AfterValidator(_multiple_of(16)),
+    WHOLE,
 ]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), AfterValidator(_no_nul)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), WHOLE]
+Prompt = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_PROMPT),
+    AfterValidator(_no_nul),
+    AfterValidator(_not_blank),
+]
+Style = Annotated[
+    str, Field(min_length=1, max_length=500), AfterValidator(_no_nul), AfterValidator(_not_blank)
+]
+Label = Annotated[
+    str,
+    Field(min_length=1, max_length=200),
+    AfterValidator(_no_control),
+    AfterValidator(_not_blank),
+]
+"""A short line for people."""
+VariantName = Annotated[str, Field(min_length=1, max_length=300, pattern=NO_CONTROL_CHARACTERS)]
 NegativePrompt = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_no_nul)]
 ModelFileName = Annotated[
     str,

@@ -39,6 +39,10 @@ class ModelRegistry(Protocol):
 class JobTaker(Protocol):
     """What submission asks of the jobs."""
 
+    async def find(self, caller: str, key: str, request_hash: str | None, /) -> Job | None:
+        """Look up the job that key stands for; raises IdempotencyKeyReused."""
+        ...
+
     async def submit(self, new: NewJob) -> tuple[Job, bool]:
         """Write the job; True when the idempotency key already had one."""
         ...
@@ -76,11 +80,15 @@ class Submission:
         Raises InvalidParameters, UnknownVariant, ModelNotInstalled, NotReady and
         IdempotencyKeyReused.
         """
+        key = origin.idempotency_key
+        request_hash = _request_hash(origin) if key else None
+        # What the installation has may have changed since: the first answer still stands.
+        if key and (made := await self.jobs.find(origin.caller, key, request_hash)) is not None:
+            return made, True
         loras = await self._loras(params)
-        variant = self.catalogue.find(tool, _variant_name(tool, params, loras.model))
+        variant = self._variant(tool, params, loras.model)
         call = _call(tool, variant, params, loras)
         self.catalogue.require_ready(tool, variant)
-        key = origin.idempotency_key
         new = NewJob(
             id=new_job_id(),
             tool=tool.name,
@@ -90,9 +98,18 @@ class Submission:
             call=call,
             deadline_s=tool.deadline_s,
             idempotency_key=key,
-            request_hash=_request_hash(origin) if key else None,
+            request_hash=request_hash,
         )
         return await self.jobs.submit(new)
+
+    def _variant(self, tool: AnyTool, params: ToolParams, model: TrainedModel | None) -> Variant:
+        chosen, named = params.chosen_variant(), params.variant_field()
+        if model is None:
+            return self.catalogue.find(tool, chosen or tool.default_variant, field=named)
+        if chosen is not None and chosen != model.base_model:
+            message = f"model {model.id} was trained on {model.base_model}: use that or leave out"
+            raise _refused(named, "wrong_base_model", f"{message} {named}")
+        return self.catalogue.find(tool, model.base_model, field=named if chosen else "model_id")
 
     async def _loras(self, params: ToolParams) -> _Loras:
         if not isinstance(params, LoraParams):
@@ -124,16 +141,6 @@ class Submission:
             message = "no trained model has that id; GET /api/models lists them"
             raise _refused("model_id", "unknown_model", message)
         return model
-
-
-def _variant_name(tool: AnyTool, params: ToolParams, model: TrainedModel | None) -> str:
-    chosen = params.chosen_variant()
-    if model is None:
-        return chosen or tool.default_variant
-    if chosen is not None and chosen != model.base_model:
-        message = f"model {model.id} was trained on {model.base_model}: use that or leave it out"
-        raise _refused("variant", "wrong_base_model", message)
-    return model.base_model
 
 
 def _call(tool: AnyTool, variant: Variant, params: ToolParams, loras: _Loras) -> Call:

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from gateway.media import NO_CONTROL_CHARACTERS, ModelFileName
+from gateway.media import DECIMAL, WHOLE, ModelFileName, VariantName
+
+Strength = Annotated[float, Field(ge=-10, le=10), DECIMAL]
+ModelNumber = Annotated[int, Field(ge=1, le=2**31 - 1), WHOLE]
 
 
 class ToolParams(BaseModel):
@@ -17,10 +20,8 @@ class ToolParams(BaseModel):
     OPTIONS: ClassVar[frozenset[str]] = frozenset({"variant"})
     """Fields that steer the call and are never bound into a graph as they are."""
 
-    variant: str | None = Field(
+    variant: VariantName | None = Field(
         default=None,
-        max_length=300,
-        pattern=NO_CONTROL_CHARACTERS,
         description="Which workflow carries it out; `GET /api/tools` lists them with their "
         "defaults, limits and readiness. Absent: the tool's default variant.",
     )
@@ -28,6 +29,10 @@ class ToolParams(BaseModel):
     def chosen_variant(self) -> str | None:
         """Name the variant the caller asked for."""
         return self.variant
+
+    def variant_field(self) -> str:
+        """Name the field in which the caller asked for it."""
+        return "variant"
 
     def bound(self) -> dict[str, JsonValue]:
         """Collect what the caller set of the workflow's own parameters."""
@@ -44,10 +49,8 @@ class LoraUse(BaseModel):
         description="File name of an installed LoRA, as ComfyUI lists it.",
         examples=["my_trained_lora.safetensors"],
     )
-    scale: float | None = Field(
+    scale: Strength | None = Field(
         default=None,
-        ge=-10,
-        le=10,
         description="Strength on model and CLIP. Absent: `lora_scale`.",
     )
 
@@ -57,10 +60,8 @@ class LoraParams(ToolParams):
 
     OPTIONS: ClassVar[frozenset[str]] = frozenset({"variant", "model_id", "loras", "lora_scale"})
 
-    model_id: int | None = Field(
+    model_id: ModelNumber | None = Field(
         default=None,
-        ge=1,
-        le=2**31 - 1,
         description="A trained model of `GET /api/models`: its LoRA is loaded before `loras`. Its "
         "trigger word is not added to the prompt: write it there. Absent: the base model alone.",
     )
@@ -69,10 +70,8 @@ class LoraParams(ToolParams):
         max_length=4,
         description="Installed LoRAs to load, in this order; at most 4 with the one of `model_id`.",
     )
-    lora_scale: float = Field(
+    lora_scale: Strength = Field(
         default=1.0,
-        ge=-10,
-        le=10,
         description="Strength, on model and CLIP, of the LoRA of `model_id` and of every one in "
         "`loras` that has no `scale` of its own.",
     )
@@ -152,4 +151,6 @@ class Mode:
     name: str
     summary: str
     tool: AnyTool
+    pictures: int = 0
+    """Most pictures a call may carry, as base64 in its body."""
     presets: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])

@@ -90,7 +90,7 @@ class BodyLimit:
             received += len(message.get("body", b""))
             if received > limit:
                 # FastAPI lets an HTTPException through where it would make a 400 of any other.
-                raise HTTPException(status_code=413)
+                raise HTTPException(status_code=413, detail=_too_large(limit).detail)
             return message
 
         await self._app(scope, counted, send)

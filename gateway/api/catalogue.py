@@ -99,7 +99,9 @@ def catalogue_router(context: Context) -> APIRouter:
         },
     )
     async def get_tool(
-        name: Annotated[str, Path(max_length=100, description="The tool's name.")],
+        name: Annotated[
+            str, Path(json_schema_extra={"maxLength": 100}, description="The tool's name.")
+        ],
     ) -> Response:
         """One tool with its parameters, variants, readiness and licences."""
         for tool in catalogue.tools:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 
 from gateway.api.problems import all_errors
@@ -34,6 +34,12 @@ def add_docs(app: FastAPI) -> None:
     folder = local_assets()
     if folder is not None:
         app.mount(ASSETS, StaticFiles(directory=folder), name="docs-assets")
+
+    @router.get("/")
+    @router.get("/docs/")
+    async def to_the_docs_page() -> RedirectResponse:
+        """Where a browser that knows only the address is sent."""
+        return RedirectResponse("/docs", status_code=303)
 
     @router.get("/docs")
     async def docs_page() -> HTMLResponse:

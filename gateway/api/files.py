@@ -25,6 +25,7 @@ from gateway.storage.local import SLOTS_PATH, LocalStorage, TooManyBytes
 
 _RANGE = re.compile(r"bytes=\s*(\d{0,19})-(\d{0,19})\s*")
 _MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}/[a-z0-9][a-z0-9.+-]{0,63}")
+_LONGEST_NAME = 200
 _UNKNOWN_TYPE = "application/octet-stream"
 # What a browser would run as a document of ours is only offered as a download.
 _DOCUMENTS = re.compile(r"text/html|text/xml|application/(.*\+)?xml|image/svg\+xml")
@@ -36,8 +37,21 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     **documented(Unauthorized, Forbidden, NotFound, RangeNotSatisfiable),
 }
 
-Expires = Annotated[str | None, Query(description="From a signed link: when it ends (Unix time).")]
-Signature = Annotated[str | None, Query(description="From a signed link, in place of the key.")]
+# The bounds are stated, not checked: whatever does not fit is a 403 or a 404 anyway.
+Expires = Annotated[
+    str | None,
+    Query(
+        description="From a signed link: when it ends (Unix time).",
+        json_schema_extra={"maxLength": 20},
+    ),
+]
+Signature = Annotated[
+    str | None,
+    Query(
+        description="From a signed link, in place of the key.",
+        json_schema_extra={"maxLength": 100},
+    ),
+]
 
 
 class FileIndex(Protocol):
@@ -77,7 +91,11 @@ def _file_endpoint(
     async def get_file(
         request: Request,
         filename: Annotated[
-            str, Path(max_length=200, description="File name, as `url` and `link` of a result end.")
+            str,
+            Path(
+                description="File name, as `url` and `link` of a result end.",
+                json_schema_extra={"maxLength": _LONGEST_NAME},
+            ),
         ],
         credentials: Credentials,
         expires: Expires = None,
@@ -94,7 +112,7 @@ def _file_endpoint(
                 raise Forbidden("The link has expired or was altered; read the job again.")
         artifact = await jobs.file(filename)
         if artifact is None:
-            raise NotFound(f"There is no file {filename!r}.")
+            raise NotFound(f"There is no file {filename[:_LONGEST_NAME]!r}.")
         return await _answer(request, artifact, storage)
 
     return get_file

@@ -16,7 +16,10 @@ from gateway.tool import AnyTool
 
 T = TypeVar("T")
 
-JobId = Annotated[str, Path(description="The job's id, a UUID.", max_length=100)]
+# The bound is stated, not checked: an id of any length that is none of ours is a 404.
+JobId = Annotated[
+    str, Path(description="The job's id, a UUID.", json_schema_extra={"maxLength": 100})
+]
 
 
 def wait_of(settings: Settings) -> Any:  # noqa: ANN401  # what FastAPI's own Query() returns

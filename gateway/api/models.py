@@ -15,12 +15,13 @@ from gateway.errors import (
     InvalidParameters,
     ModelNotInstalled,
     NotFound,
+    PayloadTooLarge,
     Unauthorized,
     UnknownVariant,
     UnsupportedMediaType,
 )
 from gateway.job import TrainedModel
-from gateway.media import NO_CONTROL_CHARACTERS, ModelFileName
+from gateway.media import Label, ModelFileName, VariantName
 from gateway.tools import GENERATE
 
 PAGE = 20
@@ -41,17 +42,13 @@ class RegisterModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(min_length=1, max_length=200, description="Name for people; each name once.")
+    name: Label = Field(description="Name for people; each name once.")
     lora: ModelFileName = Field(description="File name of an installed LoRA, as ComfyUI lists it.")
-    trigger_word: str | None = Field(
+    trigger_word: Label | None = Field(
         default=None,
-        min_length=1,
-        max_length=200,
         description="Word that calls it up; write it into the prompt yourself.",
     )
-    base_model: str = Field(
-        max_length=300,
-        pattern=NO_CONTROL_CHARACTERS,
+    base_model: VariantName = Field(
         description="Variant it was trained on: `flux1-dev`, `z-image-turbo`, `checkpoint:<file>`.",
     )
 
@@ -89,6 +86,7 @@ def models_router(context: Context) -> APIRouter:
             **documented(
                 Unauthorized,
                 Conflict,
+                PayloadTooLarge,
                 UnsupportedMediaType,
                 InvalidParameters,
                 ModelNotInstalled,

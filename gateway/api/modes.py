@@ -8,6 +8,7 @@ from fastapi import APIRouter, Body, Path, Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from gateway.api.access import CALLER
+from gateway.api.boundary import MAX_BODY
 from gateway.api.context import Context
 from gateway.api.lookup import job_of, waited
 from gateway.api.prefer import IdempotencyKey, PreferHeader, preference
@@ -25,7 +26,7 @@ from gateway.errors import (
     UnsupportedMediaType,
 )
 from gateway.job import Artifact, Job
-from gateway.media import Prompt
+from gateway.media import MAX_PROMPT, Prompt, Style
 from gateway.settings import Settings
 from gateway.storage.base import StorageError
 from gateway.submission import Origin
@@ -36,6 +37,9 @@ MAX_INLINE = 32 * 1024 * 1024
 """Largest file sent inside JSON: larger ones are fetched by their address."""
 
 _BASE64_PER_BYTE = 4 / 3
+
+Picture = Annotated[str, Field(max_length=140_000_000)]
+"""Base64 of the largest picture the settings can allow, 100 MB."""
 
 _SUBMIT_ERRORS = (
     Unauthorized,
@@ -48,7 +52,7 @@ _SUBMIT_ERRORS = (
 )
 
 _BY_NAME = {mode.name: mode for mode in MODES}
-_FIXED = ("prompt", "style", "face_images", "target_image")
+_FIXED = {"prompt", "style", "face_images", "target_image"}
 
 
 class GenerateRequest(BaseModel):
@@ -60,17 +64,21 @@ class GenerateRequest(BaseModel):
         description="What to do; `GET /modes` lists the modes.", examples=["free"]
     )
     prompt: Prompt | None = Field(default=None, description="What the picture shows.")
-    style: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
-        default=None, description="Appended to the prompt after a comma."
+    style: Style | None = Field(default=None, description="Appended to the prompt after a comma.")
+    face_images: tuple[Picture, ...] = Field(
+        default=(),
+        max_length=20,
+        description="Pictures of faces as base64, for modes that take them; at most "
+        "`MAX_FACE_IMAGES` of at most `MAX_IMAGE_SIZE_MB`.",
     )
-    face_images: tuple[str, ...] = Field(
-        default=(), description="Pictures of faces as base64, for modes that take them."
-    )
-    target_image: str | None = Field(
-        default=None, description="A picture as base64, for modes that take one."
+    target_image: Picture | None = Field(
+        default=None,
+        description="A picture as base64, for modes that take one; at most `MAX_IMAGE_SIZE_MB`.",
     )
     extra_params: dict[str, JsonValue] = Field(
         default_factory=dict,
+        max_length=100,
+        json_schema_extra={"default": {}},
         description="Further parameters of the mode's tool (for `free`: of `POST /api/generate`).",
         examples=[{"width": 512, "height": 512, "num_inference_steps": 8}],
     )
@@ -108,9 +116,9 @@ _SMALL = {
 
 
 def largest_body(settings: Settings) -> int:
-    """Bytes a call by mode may have: every picture it may carry, as base64, and the rest."""
-    pictures = (settings.max_face_images + 1) * settings.max_image_size_mb * 1024 * 1024
-    return int(pictures * _BASE64_PER_BYTE) + 1_000_000
+    """Bytes a call by mode may have: the pictures any mode takes, as base64, and the rest."""
+    most = max(mode.pictures for mode in MODES)
+    return int(most * settings.max_image_size_mb * 1024 * 1024 * _BASE64_PER_BYTE) + MAX_BODY
 
 
 def modes_router(context: Context) -> APIRouter:
@@ -148,7 +156,10 @@ def _add_generate(router: APIRouter, context: Context) -> None:
         origin = Origin(
             caller=CALLER, route="/generate", body=sent, idempotency_key=idempotency_key
         )
-        job, _ = await context.submission.submit(mode.tool, params, origin)
+        try:
+            job, _ = await context.submission.submit(mode.tool, params, origin)
+        except InvalidParameters as error:
+            raise _as_sent(error, request) from None
         headers = {"Preference-Applied": wanted.applied} if wanted.applied else {}
         headers["Location"] = f"/generate/{job.id}"
         task = await _task(context, await waited(context, job, wanted.wait))
@@ -180,7 +191,9 @@ def _add_reads(router: APIRouter, context: Context) -> None:
         },
     )
     async def generate_by_mode_status(
-        task_id: Annotated[str, Path(max_length=100, description="The `task_id` answered.")],
+        task_id: Annotated[
+            str, Path(json_schema_extra={"maxLength": 100}, description="The `task_id` answered.")
+        ],
     ) -> Response:
         """The same shape as the call's own answer."""
         return as_json(await _task(context, await job_of(context, task_id)))
@@ -199,21 +212,30 @@ def _params(mode: Mode, request: GenerateRequest, settings: Settings) -> ToolPar
     if request.prompt is not None:
         if "prompt" in request.extra_params:
             raise _refused("extra_params.prompt", "conflict", "send the prompt once")
-        styled = f"{request.prompt}, {request.style}" if request.style else request.prompt
-        values["prompt"] = styled
+        values["prompt"] = _styled(request.prompt, request.style)
     try:
         return mode.tool.params.model_validate(values)
     except ValidationError as error:
-        found = from_pydantic(error, "extra_params")
-        # What stands at the top of the request is named there.
-        moved = [
-            e.model_copy(update={"field": e.field.removeprefix("extra_params.")})
-            if e.field.removeprefix("extra_params.") in _FIXED
-            and e.field.removeprefix("extra_params.") not in request.extra_params
-            else e
-            for e in found.errors
-        ]
-        raise InvalidParameters(moved) from None
+        raise _as_sent(from_pydantic(error, ""), request) from None
+
+
+def _styled(prompt: str, style: str | None) -> str:
+    styled = f"{prompt}, {style}" if style else prompt
+    if len(styled) > MAX_PROMPT:
+        message = f"follows the prompt after a comma: at most {MAX_PROMPT} characters together"
+        raise _refused("style", "string_too_long", message)
+    return styled
+
+
+def _as_sent(error: InvalidParameters, request: GenerateRequest) -> InvalidParameters:
+    """Name the tool's parameters where they stand in the request."""
+
+    def named(field: str) -> str:
+        name = field.partition(".")[0]
+        return field if name in _FIXED - request.extra_params.keys() else f"extra_params.{field}"
+
+    moved = [e.model_copy(update={"field": named(e.field)}) for e in error.errors]
+    return type(error)(moved)
 
 
 def _check_pictures(mode: Mode, request: GenerateRequest, settings: Settings) -> None:

@@ -8,7 +8,9 @@ from fastapi.openapi.utils import get_openapi
 from gateway.api.problems import MEDIA_TYPE
 from gateway.errors import Problem
 
-OPEN_PATHS = frozenset({"/health", "/livez", "/readyz", "/docs", "/docs/errors", "/openapi.json"})
+OPEN_PATHS = frozenset(
+    {"/", "/health", "/livez", "/readyz", "/docs", "/docs/", "/docs/errors", "/openapi.json"}
+)
 """Routes that need no key."""
 
 TAGS = [
@@ -69,8 +71,22 @@ def document(app: FastAPI) -> dict[str, Any]:
             operation["security"] = [] if path in OPEN_PATHS else [{"ApiKey": []}]
             _problems_only(operation)
             _valid_stream(operation)
+            for parameter in operation.get("parameters", ()):
+                if not parameter.get("required"):
+                    _null_default(parameter["schema"])
+    for schema in schemas.values():
+        required = schema.get("required", ())
+        for name, field in schema.get("properties", {}).items():
+            if name not in required:
+                _null_default(field)
     _whole_bounds(schemas)
     return made
+
+
+def _null_default(schema: dict[str, Any]) -> None:
+    """Say that leaving it out is null: FastAPI drops a default that is null."""
+    if {"type": "null"} in schema.get("anyOf", ()):
+        schema.setdefault("default", None)
 
 
 def _whole_bounds(node: object) -> None:

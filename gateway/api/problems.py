@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
 
 from gateway.db import DatabaseUnavailable
 from gateway.errors import (
@@ -23,13 +24,15 @@ from gateway.errors import (
     UnsupportedMediaType,
     UsageError,
 )
-from gateway.media import plain
+from gateway.media import NO_CONTROL_CHARACTERS, plain
 from gateway.storage.base import StorageError
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20
 MAX_TEXT = 300
 MAX_FIELD = 100
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +100,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 
 async def _http_exception(request: Request, error: Exception) -> Response:
     known = cast("HTTPException", error)
-    response = rendered(_translated(known, request), request.url.path)
-    if known.headers and "allow" in {name.lower() for name in known.headers}:
-        response.headers.update(known.headers)
-    return response
+    return rendered(_translated(known, request), request.url.path)
 
 
 def _translated(error: HTTPException, request: Request) -> GatewayError:
@@ -108,10 +108,9 @@ def _translated(error: HTTPException, request: Request) -> GatewayError:
         case 404:
             return NotFound("There is no such route; GET /docs lists them.")
         case 405:
-            allowed = (error.headers or {}).get("Allow", "another method")
-            return MethodNotAllowed(f"{request.method} is not possible here; use {allowed}.")
+            return MethodNotAllowed(request.method, _methods(request))
         case 413:
-            return PayloadTooLarge("The body is larger than this route takes.")
+            return PayloadTooLarge(error.detail)
         case 400:
             message = "could not be read as JSON: send one JSON object in UTF-8"
             return InvalidParameters(
@@ -120,6 +119,24 @@ def _translated(error: HTTPException, request: Request) -> GatewayError:
         case _:
             logger.error("an HTTPException of status %s was not expected", error.status_code)
             return InternalError("The request could not be carried out.")
+
+
+def _methods(request: Request) -> list[str]:
+    """List the methods of a path: a route knows its own alone, and several may share the path."""
+    scope: dict[str, Any] = {
+        "type": "http",
+        "path": request.scope["path"],
+        "root_path": "",
+        "headers": [],
+    }
+    # A mount takes every method for itself; the only one here serves files.
+    routes = [r for r in cast("FastAPI", request.app).routes if not isinstance(r, Mount)]
+    found = [
+        method
+        for method in _METHODS
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
+    return found or ["GET", "HEAD"]
 
 
 def _wrong_media_type(request: Request, details: Sequence[ErrorDetails]) -> bool:
@@ -152,6 +169,17 @@ def _not_a_time(_: Mapping[str, Any]) -> str:
     return "must be an RFC 3339 time such as 2026-01-31T12:00:00Z"
 
 
+def _too_short(context: Mapping[str, Any]) -> str:
+    least = context["min_length"]
+    return "must not be empty" if least == 1 else f"must be at least {least} characters long"
+
+
+def _mismatch(context: Mapping[str, Any]) -> str:
+    if context["pattern"] == NO_CONTROL_CHARACTERS:
+        return "must not contain control characters"
+    return f"must match {context['pattern']}"
+
+
 _MESSAGES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "missing": lambda _: "is required",
     "extra_forbidden": lambda _: "is not a parameter here: remove it",
@@ -160,13 +188,13 @@ _MESSAGES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "less_than_equal": lambda c: f"must be at most {plain(c['le'])}",
     "less_than": lambda c: f"must be less than {plain(c['lt'])}",
     "string_too_long": lambda c: f"must be at most {c['max_length']} characters long",
-    "string_too_short": lambda c: f"must be at least {c['min_length']} characters long",
+    "string_too_short": _too_short,
     "too_long": lambda c: f"must have at most {c['max_length']} items",
     "too_short": lambda c: f"must have at least {c['min_length']} items",
     "datetime_from_date_parsing": _not_a_time,
     "datetime_parsing": _not_a_time,
     "timezone_aware": _not_a_time,
-    "string_pattern_mismatch": lambda c: f"must match {c['pattern']}",
+    "string_pattern_mismatch": _mismatch,
     "string_type": lambda _: "must be text",
     "string_unicode": lambda _: "must be valid Unicode text",
     "int_type": lambda _: "must be a whole number",
@@ -183,7 +211,8 @@ _MESSAGES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "model_type": lambda _: "must be an object",
     "model_attributes_type": lambda _: "must be a JSON object",
     "literal_error": lambda c: f"must be one of {c['expected']}",
-    "json_invalid": lambda c: f"is not valid JSON: {c['error']}",
+    # Python ends some of them with "at", and the place is named here.
+    "json_invalid": lambda c: f"is not valid JSON: {str(c['error']).removesuffix(' at')}",
 }
 
 

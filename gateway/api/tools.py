@@ -15,6 +15,7 @@ from gateway.api.views import Submitted, Views, as_json, failure, job_view_of
 from gateway.errors import (
     IdempotencyKeyReused,
     InvalidParameters,
+    JobCancelled,
     JobFailed,
     ModelNotInstalled,
     NotFound,
@@ -100,7 +101,7 @@ def _add_run(router: APIRouter, tool: AnyTool, context: Context, views: Views) -
                 "model": job_view_of(tool),
                 "description": "Not done yet: the job; `Location` is its status route.",
             },
-            **documented(*_SUBMIT_ERRORS, JobFailed),
+            **documented(*_SUBMIT_ERRORS, JobCancelled, JobFailed),
             504: {**documented(JobFailed)[502], "description": "`deadline_exceeded`"},
         },
     )

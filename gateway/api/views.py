@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar, cast
 from fastapi import Response
 from pydantic import BaseModel, Field, JsonValue, SerializeAsAny
 
-from gateway.errors import JobFailed
+from gateway.errors import JobCancelled, JobFailed
 from gateway.job import Artifact, Job, JobError, JobStatus
 from gateway.security.signing import Signer
 from gateway.storage.base import Storage
@@ -134,7 +134,7 @@ class Views:
 def failure(job: Job) -> JobFailed | None:
     """Make the error that a waited-for job's failure is answered with; None unless it failed."""
     if job.status == "cancelled":
-        return JobFailed(job.id, "cancelled", 409, "The job was cancelled while this call waited.")
+        return JobCancelled(job.id)
     if job.status != "failed":
         return None
     error = job.error or JobError(code="job_failed", message="The job failed.")

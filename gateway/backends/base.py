@@ -2,8 +2,8 @@
 
 Contract, for every implementation:
 * `start` is idempotent on `order.run_id`: a second call adopts what the first one began.
-* `follow` may be called again after a crash, by another process; it yields the present state at once,
-  then progress that never goes back, and ends with exactly one `Produced`.
+* `follow` may be called again after a crash, by another process; it yields the present state at
+  once, then progress that never goes back, and ends with exactly one `Produced`.
 * Only the errors below leave a backend; everything foreign is translated inside it.
 * `cancel` of a finished or unknown run is no error; `forget` likewise.
 """

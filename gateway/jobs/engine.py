@@ -144,6 +144,18 @@ class Jobs:
             raise
         return job, False
 
+    async def find(self, caller: str, key: str, request_hash: str | None) -> Job | None:
+        """The job an idempotency key stands for. Raises IdempotencyKeyReused."""
+        use = await self._rows.by_key(caller, key)
+        if use is None:
+            return None
+        if use.request_hash != request_hash:
+            raise IdempotencyKeyReused(
+                "This Idempotency-Key was sent with another request before: use a new key for a "
+                "new request."
+            )
+        return await self.get(use.job_id)
+
     async def get(self, job_id: str) -> Job | None:
         """One job as it is now."""
         job = await self._rows.get(job_id)
@@ -227,16 +239,9 @@ class Jobs:
 
     async def _made_before(self, new: NewJob) -> Job:
         if new.idempotency_key is not None:
-            use = await self._rows.by_key(new.caller, new.idempotency_key)
-            if use is not None:
-                if use.request_hash != new.request_hash:
-                    raise IdempotencyKeyReused(
-                        "This Idempotency-Key was sent with another request before: use a new key "
-                        "for a new request."
-                    )
-                job = await self.get(use.job_id)
-                if job is not None:
-                    return job
+            job = await self.find(new.caller, new.idempotency_key, new.request_hash)
+            if job is not None:
+                return job
         raise Conflict("A job of that id or key has just been removed: send the request again.")
 
     async def _until_told(self, job_id: str) -> None:

@@ -337,6 +337,8 @@ async def _forget(backend: Backend, run: Run) -> None:
     await asyncio.sleep(FORGET_AFTER_S)
     try:
         await backend.forget(run.id, run.reference or "")
+    except BackendUnreachable as error:
+        _log.info("run %s: %s was not told to forget it: %s", run.id, backend.name, error)
     except Exception:  # noqa: BLE001  # the job is done: whatever it raises changes nothing
         _log.info("run %s: %s was not told to forget it", run.id, backend.name, exc_info=True)
 

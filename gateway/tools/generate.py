@@ -1,11 +1,11 @@
 """Image generation: a picture from a prompt."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from gateway.media import NO_CONTROL_CHARACTERS, NegativePrompt, Prompt, Seed, Side
+from gateway.media import DECIMAL, WHOLE, NegativePrompt, Prompt, Seed, Side, VariantName
 from gateway.tool import LoraParams, LoraUse, Tool, ToolResult
 
 
@@ -18,24 +18,20 @@ class GenerateParams(LoraParams):
         description="What the picture shows.",
         examples=["a photo of a ceramic mug on a wooden table"],
     )
-    variant: str | None = Field(
+    variant: VariantName | None = Field(
         default=None,
-        max_length=300,
-        pattern=NO_CONTROL_CHARACTERS,
         description="Model family: `flux1-dev`, `z-image-turbo`, or `checkpoint:<file>` for an "
         "installed SD 1.5 or SDXL checkpoint. Absent: that of `model_id`, else `flux1-dev`. The "
         "other defaults shown here are those of `flux1-dev`; `GET /api/tools` has each variant's.",
         examples=["flux1-dev", "z-image-turbo", "checkpoint:v1-5-pruned-emaonly.safetensors"],
     )
-    base_model: str | None = Field(
+    base_model: VariantName | None = Field(
         default=None,
-        max_length=300,
-        pattern=NO_CONTROL_CHARACTERS,
         description="Another name of `variant`.",
         examples=["flux1-dev"],
     )
-    num_inference_steps: int = Field(
-        default=25, ge=1, le=100, description="Sampling steps: more is slower and finer."
+    num_inference_steps: Annotated[int, Field(ge=1, le=100), WHOLE] = Field(
+        default=25, description="Sampling steps: more is slower and finer."
     )
     width: Side = Field(default=1024, description="Width in pixels, a multiple of 16.")
     height: Side = Field(default=1024, description="Height in pixels, a multiple of 16.")
@@ -44,31 +40,35 @@ class GenerateParams(LoraParams):
         description="The same seed and parameters give the same picture. Absent: drawn at random; "
         "the seed used is always reported.",
     )
-    guidance_scale: float = Field(
+    guidance_scale: Annotated[float, Field(ge=0, le=30), DECIMAL] = Field(
         default=1.0,
-        ge=0,
-        le=30,
         description="The sampler's cfg: how strictly it keeps to the prompt. At 1.0 the negative "
         "prompt has no effect.",
     )
     negative_prompt: NegativePrompt | None = Field(
         default=None, description="What to avoid. Absent: the workflow's own."
     )
-    num_images: int = Field(
-        default=1, ge=1, le=4, description="Pictures made in one run, from one seed."
+    num_images: Annotated[int, Field(ge=1, le=4), WHOLE] = Field(
+        default=1, description="Pictures made in one run, from one seed."
     )
 
-    @model_validator(mode="after")
-    def _one_name(self) -> "GenerateParams":
-        if self.variant and self.base_model and self.variant != self.base_model:
+    @field_validator("base_model")
+    @classmethod
+    def _one_name(cls, base_model: str | None, info: ValidationInfo) -> str | None:
+        variant = info.data.get("variant")
+        if variant and base_model and variant != base_model:
             raise PydanticCustomError(
                 "conflict", "variant and base_model are two names of one thing: send one of them"
             )
-        return self
+        return base_model
 
     def chosen_variant(self) -> str | None:
         """Name the variant the caller asked for, by either name."""
         return self.variant or self.base_model
+
+    def variant_field(self) -> str:
+        """Name the field in which the caller asked for it."""
+        return "base_model" if self.base_model and not self.variant else "variant"
 
 
 class GenerationParams(BaseModel):

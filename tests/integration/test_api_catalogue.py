@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.tools import MODES
 from gpu_server.protocol import Failure, Health
 from tests.support.gateway import PNG, SMALL, Gateway, ScriptedBackend, gateway
 
@@ -93,6 +94,12 @@ async def test_a_model_is_registered_once_and_listed(served: Gateway) -> None:
         ({"base_model": "checkpoint:nowhere.safetensors"}, "base_model"),
         ({"name": ""}, "name"),
         ({"trigger_word": ""}, "trigger_word"),
+        ({"name": " \u00a0"}, "name"),
+        ({"name": "a\0b"}, "name"),
+        ({"name": "\u0001"}, "name"),
+        ({"trigger_word": "TOK\n"}, "trigger_word"),
+        ({"trigger_word": " "}, "trigger_word"),
+        ({"base_model": ""}, "base_model"),
         ({"url": "https://example.com"}, "url"),
     ],
 )
@@ -152,6 +159,12 @@ async def test_a_failed_task_says_why(served: Gateway) -> None:
         ({"extra_params": {"width": 833}}, "extra_params.width"),
         ({"extra_params": {"what": 1}}, "extra_params.what"),
         ({"extra_params": {"prompt": "b"}}, "extra_params.prompt"),
+        ({"extra_params": {"variant": "sdxl"}}, "extra_params.variant"),
+        ({"extra_params": {"base_model": "sdxl"}}, "extra_params.base_model"),
+        ({"extra_params": {"loras": [{"name": "no"}]}}, "extra_params.loras.0.name"),
+        ({"style": "a\0"}, "style"),
+        ({"style": " "}, "style"),
+        ({"prompt": "a" * 7990, "style": "b" * 20}, "style"),
         ({"face_images": ["aGk="]}, "face_images"),
         ({"face_images": ["aGk="] * 6}, "face_images"),
         ({"target_image": "aGk="}, "target_image"),
@@ -166,6 +179,12 @@ async def test_a_wrong_call_by_mode_names_its_field(
     assert answer.json()["errors"][0]["field"] == field
     if field == "mode":
         assert "use one of free" in answer.json()["detail"]
+
+
+async def test_a_call_by_mode_may_have_only_what_some_mode_takes(served: Gateway) -> None:
+    assert all(mode.pictures == 0 for mode in MODES)
+    answer = await served.http.post("/generate", json=FREE | {"target_image": "a" * 1_000_001})
+    assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large")
 
 
 async def test_the_modes_are_listed(served: Gateway) -> None:

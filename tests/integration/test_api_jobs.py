@@ -1,5 +1,6 @@
 """`/api/jobs`: list, read, follow, cancel, delete."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.backends.base import BackendUnreachable
 from tests.support.asgi import serving
 from tests.support.gateway import KEY, SMALL, Gateway, ScriptedBackend, gateway
 
@@ -27,6 +29,34 @@ async def held(tmp_path: Path) -> AsyncIterator[Gateway]:
 async def submit(served: Gateway, **changes: Any) -> str:
     answer = await served.http.post("/api/generate/async", json=SMALL | changes)
     return str(answer.json()["job_id"])
+
+
+class Deaf(ScriptedBackend):
+    """Has gone when it is told to forget a run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = asyncio.Event()
+
+    async def forget(self, run_id: str, reference: str) -> None:
+        del run_id, reference
+        self.told.set()
+        raise BackendUnreachable("connection refused")
+
+
+async def test_a_backend_that_is_down_leaves_one_line_in_the_log_and_no_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "gateway.jobs.runner")
+    backend = Deaf()
+    backend.gate.set()
+    async with gateway(tmp_path, backend) as served:
+        job_id = await submit(served)
+        await served.http.get(f"/api/jobs/{job_id}?wait=30")
+        await asyncio.wait_for(backend.told.wait(), 30)
+    said = [record for record in caplog.records if "forget" in record.getMessage()]
+    assert "connection refused" in said[0].getMessage()
+    assert not said[0].exc_info
 
 
 def parsed(text: str) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from gateway import reference
 from gateway.api import docs
 from gateway.api.problems import all_errors
 from gateway.job_codes import JOB_CODES
-from tests.support.gateway import Gateway, gateway
+from tests.support.gateway import Gateway, ScriptedBackend, gateway
 
 ROOT = Path(__file__).parents[2]
 KIND = r'"(?:usage|transient|fatal)"'
@@ -82,16 +82,54 @@ async def test_every_body_field_has_a_description(document: dict[str, Any]) -> N
 
 
 async def test_the_examples_of_a_body_run_as_they_stand(
-    served: Gateway, document: dict[str, Any]
+    tmp_path: Path, document: dict[str, Any]
 ) -> None:
+    backend = ScriptedBackend(installed={"loras": frozenset({"demo-style.safetensors"})})
+    backend.gate.set()
     count = 0
-    for method, path, operation in operations(document):
-        for content in operation.get("requestBody", {}).get("content", {}).values():
-            for example in content.get("examples", {}).values():
-                answer = await served.http.request(method, path, json=example["value"])
-                assert answer.status_code in {200, 202}, (path, answer.text)
-                count += 1
+    async with gateway(tmp_path / "demo", backend) as served:
+        for method, path, operation in operations(document):
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                for example in content.get("examples", {}).values():
+                    answer = await served.http.request(method, path, json=example["value"])
+                    assert answer.status_code in {200, 201, 202}, (path, answer.text)
+                    count += 1
     assert count >= 7
+
+
+async def test_every_parameter_and_body_field_states_its_default(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    for method, path, operation in operations(document):
+        for parameter in operation.get("parameters", ()):
+            if not parameter.get("required"):
+                assert "default" in parameter["schema"], (method, path, parameter["name"])
+        for content in operation.get("requestBody", {}).get("content", {}).values():
+            body = schemas[content["schema"]["$ref"].rpartition("/")[2]]
+            for field, schema in body["properties"].items():
+                assert field in body["required"] or "default" in schema, (path, field)
+
+
+async def test_every_text_and_list_a_caller_sends_is_bounded(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    bound = {"string": "maxLength", "array": "maxItems", "integer": "maximum", "number": "maximum"}
+    for method, path, operation in operations(document):
+        found = {p["name"]: p["schema"] for p in operation.get("parameters", ())}
+        for content in operation.get("requestBody", {}).get("content", {}).values():
+            found |= schemas[content["schema"]["$ref"].rpartition("/")[2]]["properties"]
+        for name, schema in found.items():
+            for part in [schema, *schema.get("anyOf", ())]:
+                if part.get("format") == "date-time" or "enum" in part:
+                    continue
+                needed = bound.get(part.get("type", ""))
+                assert needed is None or needed in schema or needed in part, (method, path, name)
+
+
+async def test_what_a_cancelled_or_too_large_call_is_answered_is_documented(
+    document: dict[str, Any],
+) -> None:
+    paths = document["paths"]
+    assert "`cancelled`" in paths["/api/generate"]["post"]["responses"]["409"]["description"]
+    assert "413" in paths["/api/models"]["post"]["responses"]
 
 
 async def test_the_errors_page_explains_every_code(served: Gateway) -> None:
@@ -104,7 +142,7 @@ def test_every_code_a_job_can_fail_with_is_explained() -> None:
     sources = [
         path
         for folder in ("gateway/jobs", "gateway/backends", "gpu_server")
-        for path in (ROOT / folder).glob("*.py")
+        for path in (ROOT / folder).rglob("*.py")
     ]
     found = {code for path in sources for code in JOB_CODE.findall(path.read_text())}
     assert len(found) > 20
@@ -129,6 +167,8 @@ async def test_the_documentation_page_needs_no_internet_where_its_scripts_are_in
             assert f'"/docs/assets/{name}"' in page
             script = await served.stranger.get(f"/docs/assets/{name}")
             assert script.text == f"/* {name} */"
+        wrong = await served.http.post("/docs/assets/swagger-ui.css")
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, HEAD")
 
 
 @pytest.mark.parametrize("name", ["errors.md", "settings.md", "tools.md"])

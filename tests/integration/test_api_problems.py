@@ -44,7 +44,16 @@ async def refused(served: Gateway, body: object, status: int = 422) -> dict[str,
         ({"variant": "sdxl"}, "variant", "use one of flux1-dev, checkpoint:<file>, z-image"),
         ({"variant": "checkpoint"}, "variant", "use one of"),
         ({"variant": "flux1-dev:x"}, "variant", "use one of"),
-        ({"variant": "checkpoint:no.ckpt"}, "variant", "is not among the checkpoints"),
+        ({"variant": "checkpoint:no.ckpt"}, "variant", "'no.ckpt' is not among the checkpoints"),
+        ({"base_model": "sdxl"}, "base_model", "use one of flux1-dev"),
+        ({"base_model": "flux1-dev", "variant": "z-image-turbo"}, "base_model", "two names"),
+        ({"variant": ""}, "variant", "must not be empty"),
+        ({"variant": "a\nb"}, "variant", "must not contain control characters"),
+        ({"prompt": ""}, "prompt", "must not be empty"),
+        ({"prompt": " \n"}, "prompt", "must not be blank"),
+        ({"width": True}, "width", "must be a whole number"),
+        ({"width": "512"}, "width", "must be a whole number"),
+        ({"guidance_scale": True}, "guidance_scale", "must be a number"),
         ({"base_model": "z-image-turbo", "negative_prompt": "x"}, "negative_prompt", "no such"),
         ({"variant": "z-image-turbo", "num_inference_steps": 60}, "num_inference_steps", "most 50"),
     ],
@@ -75,6 +84,7 @@ async def test_a_huge_field_name_is_cut_in_the_answer(served: Gateway) -> None:
     ("body", "message"),
     [
         (b'{"prompt": ', "is not valid JSON"),
+        (b'{"prompt": "a\nb"}', "Invalid control character at character 13"),
         (b"[1]", "must be a JSON object"),
         (b'"text"', "must be a JSON object"),
         (b"", "is required"),
@@ -120,6 +130,7 @@ async def test_a_body_beyond_the_limit_is_a_413(served: Gateway, stated: bool) -
         "/api/generate", content=content, headers={"Content-Type": "application/json"}
     )
     assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large")
+    assert "1000000 bytes" in answer.json()["detail"]
 
 
 async def test_an_unknown_route_is_a_404_and_a_wrong_method_a_405(served: Gateway) -> None:
@@ -128,6 +139,39 @@ async def test_an_unknown_route_is_a_404_and_a_wrong_method_a_405(served: Gatewa
     wrong = await served.http.put("/api/generate", json={})
     assert (wrong.status_code, wrong.json()["code"]) == (405, "method_not_allowed")
     assert wrong.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/api/models", ["GET", "POST"]),
+        ("PUT", "/api/jobs/01890000-0000-7000-8000-000000000000", ["GET", "DELETE"]),
+        ("POST", "/api/images/x.png", ["GET", "HEAD"]),
+        ("DELETE", "/docs", ["GET"]),
+    ],
+)
+async def test_a_405_names_every_method_of_the_path(
+    served: Gateway, method: str, path: str, allowed: list[str]
+) -> None:
+    answer = await served.http.request(method, path)
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == ", ".join(allowed)
+    assert f"use {' or '.join(allowed)}." in answer.json()["detail"]
+
+
+async def test_an_id_or_name_that_is_none_of_ours_is_a_404_at_any_length(served: Gateway) -> None:
+    for path in ("/api/jobs/", "/api/generate/", "/generate/", "/api/images/", "/api/tools/"):
+        for name in ("x", "x" * 1000):
+            answer = await served.http.get(path + name)
+            assert (answer.status_code, len(answer.text) < 1000) == (404, True), path
+
+
+async def test_a_browser_that_knows_only_the_address_finds_the_documentation(
+    served: Gateway,
+) -> None:
+    for path in ("/", "/docs/"):
+        answer = await served.stranger.get(path)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/docs")
 
 
 async def test_without_the_key_nothing_is_read_and_nothing_is_told(served: Gateway) -> None:

@@ -173,6 +173,7 @@ async def test_cancelling_a_job_ends_the_call_that_waits_for_it(held: Gateway) -
     answer = await waiting
     assert answer.status_code == 409
     assert answer.json()["code"] == "cancelled"
+    assert answer.json()["title"] == "The job was cancelled"
 
 
 async def test_stopping_the_process_answers_those_who_wait_with_their_job(held: Gateway) -> None:
@@ -193,6 +194,22 @@ async def test_the_same_key_and_body_find_the_same_job(served: Gateway) -> None:
     assert len(served.backend.orders) == 1
 
 
+async def test_a_key_finds_its_job_whatever_the_installation_has_lost_since(
+    served: Gateway,
+) -> None:
+    model = {"name": "mug", "lora": "style.safetensors", "base_model": "flux1-dev"}
+    model_id = (await served.http.post("/api/models", json=model)).json()["id"]
+    body = SMALL | {"model_id": model_id, "loras": [{"name": "ink.safetensors"}]}
+    first = await post(served, body, Idempotency_Key="again")
+    served.backend.states["flux1-dev"] = "missing"
+    served.backend.installed = {}
+    again = await post(served, body, Idempotency_Key="again")
+    assert (again.status_code, again.json()["job_id"]) == (200, first.json()["job_id"])
+    other = await post(served, body | {"seed": 1}, Idempotency_Key="again")
+    assert other.json()["code"] == "idempotency_key_reused"
+    assert (await post(served, SMALL, Idempotency_Key="new")).status_code == 503
+
+
 @pytest.mark.parametrize("key", ["", "k" * 256])
 async def test_an_idempotency_key_of_wrong_length_is_refused(served: Gateway, key: str) -> None:
     answer = await post(served, SMALL, Idempotency_Key=key)
@@ -209,6 +226,20 @@ async def test_a_registered_model_brings_its_lora_and_its_variant(served: Gatewa
     assert result["generation_params"]["lora_scale"] == 0.5
     clash = await post(served, SMALL | {"model_id": model_id, "variant": "flux1-dev"})
     assert clash.json()["errors"][0]["field"] == "variant"
+    clash = await post(served, SMALL | {"model_id": model_id, "base_model": "flux1-dev"})
+    assert clash.json()["errors"][0]["field"] == "base_model"
+
+
+async def test_a_model_whose_base_is_gone_is_refused_at_the_field_that_named_it(
+    served: Gateway,
+) -> None:
+    base = "checkpoint:tiny.safetensors"
+    body = {"name": "mug", "lora": "style.safetensors", "base_model": base}
+    model_id = (await served.http.post("/api/models", json=body)).json()["id"]
+    served.backend.installed = {"loras": frozenset({"style.safetensors"})}
+    for sent, field in (({}, "model_id"), ({"base_model": base}, "base_model")):
+        error = (await post(served, SMALL | {"model_id": model_id} | sent)).json()["errors"][0]
+        assert (error["field"], "'tiny.safetensors'" in error["message"]) == (field, True)
 
 
 async def test_a_job_of_another_tool_or_no_job_is_a_404(served: Gateway) -> None:

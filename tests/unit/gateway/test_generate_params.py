@@ -80,6 +80,18 @@ def test_the_modes_name_tools_of_the_catalogue() -> None:
         ("prompt", ""),
         ("prompt", "a" * 8001),
         ("prompt", "a\0b"),
+        ("prompt", " \n\t\u00a0\u200b"),
+        ("variant", ""),
+        ("width", True),
+        ("width", "512"),
+        ("seed", True),
+        ("num_images", "1"),
+        ("num_inference_steps", False),
+        ("model_id", True),
+        ("guidance_scale", True),
+        ("guidance_scale", "1"),
+        ("lora_scale", False),
+        ("loras", [{"name": "x", "scale": True}]),
         ("variant", "flux\n1"),
         ("loras", [{"name": "x"}] * 5),
         ("loras", [{"name": ""}]),
@@ -99,6 +111,18 @@ def test_base_model_is_another_name_of_variant() -> None:
     )
     with pytest.raises(ValidationError, match="two names of one thing"):
         GenerateParams(prompt="a", variant="flux1-dev", base_model="z-image-turbo")
+
+
+def test_whole_numbers_are_taken_however_json_writes_them() -> None:
+    sent = {"prompt": "a", "width": 512.0, "guidance_scale": 7}
+    params = GenerateParams.model_validate(sent)
+    assert (params.width, params.guidance_scale) == (512, 7.0)
+
+
+def test_two_names_that_differ_are_refused_at_the_second() -> None:
+    with pytest.raises(ValidationError) as refused:
+        GenerateParams(prompt="a", variant="flux1-dev", base_model="z-image-turbo")
+    assert refused.value.errors()[0]["loc"] == ("base_model",)
 
 
 def test_only_what_the_caller_set_is_bound() -> None:

@@ -19,7 +19,7 @@ from gateway.api.prefer import Preference, preference
         ("return=minimal", 90, None),
         ("wait=soon", 90, None),
         ("wait=-1", 90, None),
-        ("wait=99999999999999999999", 90, None),
+        ("wait=99999999999999999999", 180, "wait=180"),
     ],
 )
 def test_the_header_says_how_long_to_wait(
