@@ -36,6 +36,7 @@ class Catalogue:
     broken: list[WorkflowStatus] = field(default_factory=list[WorkflowStatus])
     _checked: dict[str, list[Missing]] = field(default_factory=dict[str, list[Missing]])
     _checked_with: ObjectInfo | None = None
+    _installed: dict[str, list[str]] | None = None
 
     @classmethod
     def load(cls, path: Path, comfy: ComfyClient) -> "Catalogue":
@@ -77,6 +78,7 @@ class Catalogue:
     async def refresh(self) -> None:
         """Ask ComfyUI anew and check every workflow; raises ComfyUnavailable."""
         object_info = await self.comfy.object_info(refresh=True)
+        self._installed = installed(object_info)
         for workflow in self.workflows.values():
             self._missing(workflow, object_info)
 
@@ -95,16 +97,21 @@ class Catalogue:
         return object_info
 
     async def report(self) -> Workflows:
-        """Tell the readiness of each workflow; `unknown` while ComfyUI is away."""
+        """Tell the readiness of each workflow; `unknown` while ComfyUI is away.
+
+        The files it listed last are told all the same: none at all would refuse every choice.
+        """
         try:
             object_info = await self.comfy.object_info() if self.comfy.available else None
         except ComfyUnavailable:
             object_info = None
+        if object_info is not None:
+            self._installed = installed(object_info)
         statuses = [self._status(w, object_info) for w in self.workflows.values()]
         return Workflows(
             engine=self.comfy.engine,
             workflows=sorted([*statuses, *self.broken], key=lambda s: s.name),
-            installed=installed(object_info) if object_info is not None else {},
+            installed=self._installed,
         )
 
     def _status(self, workflow: Workflow, object_info: ObjectInfo | None) -> WorkflowStatus:

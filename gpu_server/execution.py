@@ -75,7 +75,9 @@ class Executor:
             await self._carry_out(run)
             status = run.decide("completed", engine=self._comfy.engine)
         except asyncio.CancelledError:
-            if not run.cancel_asked:
+            # A cancelled run that ComfyUI still has is never ended here but by ComfyUI: so the
+            # process stops, and the next one has to see to it.
+            if not run.cancel_asked or run.in_comfyui:
                 raise
             status = run.decide("cancelled")
         except Exception as error:  # noqa: BLE001 - the outermost ring: a run always ends
@@ -88,12 +90,13 @@ class Executor:
         except sqlite3.Error:
             _log.exception("the end of run %s could not be written down", run.run_id)
         run.end(status)
+        seconds = status.duration_seconds
         _log.info(
-            "run %s %s%s after %s s of execution",
+            "run %s %s%s%s",
             run.run_id,
             status.state,
             f" ({status.failure.code})" if status.failure else "",
-            status.duration_seconds,
+            f" after {seconds} s of execution" if seconds is not None else "",
         )
 
     async def _carry_out(self, run: Run) -> None:
@@ -114,16 +117,17 @@ class Executor:
         request, workflow = run.request, run.workflow
         if workflow is None:
             raise RunFailed("transient", "lost", "the service was restarted before the run began")
+        workflow.check_names(request.params, request.inputs)
         await self._reached(request.timeout_s)
         if request.inputs and run.deliver:
             await self._record(run, None)
         trusted = {origin_of(slot.url) for slot in request.outputs}
         uploads = {
             param: [
-                await self._uploader.upload(run.run_id, param, n, file, trusted=trusted)
+                await self._uploader.upload(run.run_id, param, file, place=(i, n), trusted=trusted)
                 for n, file in enumerate(files)
             ]
-            for param, files in request.inputs.items()
+            for i, (param, files) in enumerate(request.inputs.items())
         }
         plan = await self.plan(run.run_id, request, workflow, uploads=uploads)
         if run.deliver:
@@ -280,6 +284,13 @@ def _verdict(run: Run, error: Exception) -> RunStatus:
             failure = Failure(kind="usage", code=error.code, message=error.message)
         case WorkflowError():
             failure = Failure(kind="fatal", code="workflow_invalid", message=str(error))
+        case sqlite3.Error() | OSError():
+            _log.error("run %s failed", run.run_id, exc_info=error)
+            failure = Failure(
+                kind="transient",
+                code="run_lost",
+                message="the GPU service could not write down the run",
+            )
         case _:
             _log.error("run %s failed", run.run_id, exc_info=error)
             failure = Failure(kind="fatal", code="internal_error", message="the GPU service failed")

@@ -24,7 +24,19 @@ CHUNK = 256 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LONGEST_SIZE = 18
 _PORTS = {"http": 80, "https": 443}
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_NEVER = tuple(
+    ipaddress.ip_network(each)
+    for each in (
+        "192.88.99.0/24",  # 6to4 relays
+        "::/96",  # IPv4-compatible
+        "::ffff:0:0:0/96",  # IPv4-translated
+        "64:ff9b::/96",  # NAT64: what is behind it is the network's own affair
+        "64:ff9b:1::/48",
+        "5f00::/16",  # segment routing
+        "fec0::/10",  # site-local
+    )
+)
+"""Not on the public internet, whatever this Python's tables say."""
 
 FetchCode = Literal["url_refused", "fetch_failed", "file_too_large", "fetch_timeout"]
 
@@ -72,10 +84,10 @@ def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour
-        if inner is None and ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+    if any(ip in network for network in _NEVER):
+        return False
     return ip.is_global and not ip.is_multicast
 
 
@@ -177,7 +189,11 @@ class Fetcher:
     async def _follow(
         self, url: httpx.URL, allowed: frozenset[str], stack: AsyncExitStack
     ) -> httpx.Response:
-        """Send the request and follow redirects, each checked like the first address."""
+        """Send the request and follow redirects, each checked like the first address.
+
+        What may be fetched although it is private is what the caller named, and no other origin
+        by way of a redirect.
+        """
         for _ in range(MAX_REDIRECTS + 1):
             client, request = await self._request(url, allowed)
             response = await client.send(request, stream=True)
@@ -185,6 +201,7 @@ class Fetcher:
             if response.status_code not in _REDIRECTS:
                 break
             await response.aclose()
+            allowed &= {origin_of(url)}
             url = _parse(response.headers.get("location", ""), base=url)
         else:
             raise FetchError("fetch_failed", f"more than {MAX_REDIRECTS} redirects")

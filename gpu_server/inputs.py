@@ -31,10 +31,19 @@ class Uploader:
         self._fetcher = fetcher
 
     async def upload(
-        self, run_id: str, param: str, number: int, file: InputFile, *, trusted: Collection[str]
+        self,
+        run_id: str,
+        param: str,
+        file: InputFile,
+        *,
+        place: tuple[int, int],
+        trusted: Collection[str],
     ) -> str:
-        """Upload one file and return its name in ComfyUI, which never holds a caller's string."""
-        name = f"{param}-{number}{_ENDINGS.get(file.media_type, '.bin')}"
+        """Upload one file and return its name in ComfyUI, which never holds a caller's string.
+
+        `place` counts the parameters with files, and the files of this one.
+        """
+        name = f"{place[0]}-{place[1]}{_ENDINGS.get(file.media_type, '.bin')}"
         opened = self._fetcher.open(
             file.url, max_bytes=MAX_INPUT_BYTES, timeout_s=_TIMEOUT_S, allow_origins=trusted
         )

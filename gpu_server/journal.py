@@ -8,9 +8,9 @@ predecessor queued, and one row for each run until it is forgotten.
     posted      ComfyUI has answered it
     delivered   every output lies where it belongs
     failed      it ended without a result
-    cancelled   it was asked to end
+    cancelled   it was asked to end, and has ended once `ended` is set
 
-A row in one of the last three has no request any more (it names files by signed addresses) but
+A row that has ended has no request any more (it names files by signed addresses) but
 how the run ended: who asks after a restart must not take it for lost and pay for it again.
 """
 
@@ -142,8 +142,21 @@ class Journal:
         return await self._do(write)
 
     async def move(self, run_id: str, state: SentState) -> None:
-        """Set a run's state; a run never `put` gets a row without a request."""
+        """Set the state of a run that goes on; one never `put` gets a row without a request."""
         await self._do(lambda db: _set(db, run_id, state))
+
+    async def cancel(self, run_id: str) -> None:
+        """Record that a run is to end, known or not; nothing but its end changes that any more."""
+
+        def write(db: sqlite3.Connection) -> None:
+            db.execute(
+                "INSERT INTO runs (run_id, state, request, created) "
+                "VALUES (?, 'cancelled', x'', ?) ON CONFLICT (run_id) "
+                "DO UPDATE SET state = 'cancelled' WHERE ended IS NULL",
+                (run_id, time.time()),
+            )
+
+        await self._do(write)
 
     async def end(self, run_id: str, state: FinalState, status: bytes) -> None:
         """Record how a run ended, together with the fact that it did; its request is dropped."""
@@ -235,10 +248,22 @@ def _open(path: Path) -> sqlite3.Connection:
     return db
 
 
+def check(path: Path) -> None:
+    """Open the file, or make it, and read it all; raises OSError and sqlite3.Error."""
+    db = _open(path)
+    try:
+        (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    finally:
+        db.close()
+    if found != "ok":
+        raise sqlite3.DatabaseError("the file is damaged")
+
+
 def _set(db: sqlite3.Connection, run_id: str, state: SentState) -> None:
     db.execute(
         "INSERT INTO runs (run_id, state, request, created) VALUES (:run_id, :state, x'', :now) "
-        "ON CONFLICT (run_id) DO UPDATE SET state = :state",
+        "ON CONFLICT (run_id) DO UPDATE SET state = :state "
+        "WHERE state IN ('accepted', 'posting', 'posted')",
         {"run_id": run_id, "state": state, "now": time.time()},
     )
 

@@ -17,6 +17,8 @@ MAX_SLOTS = 64
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
+ParamName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+
 
 class Wire(BaseModel):
     """Base of every message: closed and frozen."""
@@ -65,7 +67,7 @@ class RunRequest(Wire):
     graph: dict[str, JsonValue] | None = None
     manifest: dict[str, JsonValue] | None = None
     params: dict[str, JsonValue] = Field(default_factory=dict)
-    inputs: dict[str, list[InputFile]] = Field(default_factory=dict)
+    inputs: dict[ParamName, list[InputFile]] = Field(default_factory=dict)
     models: list[ModelFile] = Field(default_factory=list[ModelFile])
     outputs: list[Slot] = Field(default_factory=list[Slot], max_length=MAX_SLOTS)
     timeout_s: float = Field(default=3600, gt=0, le=86_400)
@@ -168,8 +170,9 @@ class Workflows(Wire):
 
     engine: Engine | None
     workflows: list[WorkflowStatus]
-    installed: dict[str, list[str]]
-    """Model files ComfyUI lists, by folder: `checkpoints`, `loras`."""
+    installed: dict[str, list[str]] | None
+    """Model files ComfyUI lists, by folder: `checkpoints`, `loras`; while it is away those it
+    listed last, None before it was ever asked."""
 
 
 class Health(Wire):

@@ -2,6 +2,7 @@
 
 import base64
 import secrets
+import sqlite3
 import uuid
 from collections.abc import AsyncGenerator
 from http import HTTPStatus
@@ -112,7 +113,15 @@ async def run_events(run_id: uuid.UUID, service: Here) -> StreamingResponse:
 @guarded.delete("/runs/{run_id}")
 async def delete_run(run_id: uuid.UUID, service: Here) -> Response:
     """Cancel a run that is not over (200 with its status), forget one that is (204)."""
-    status = await service.runs.remove(str(run_id))
+    try:
+        status = await service.runs.remove(str(run_id))
+    except sqlite3.Error:
+        raise Problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "journal_unavailable",
+            "The journal can't be written; ask again.",
+            headers={"retry-after": _AWAY_AFTER_S},
+        ) from None
     if status is None:
         return Response(status_code=HTTPStatus.NO_CONTENT)
     return _status(status, HTTPStatus.OK)

@@ -76,6 +76,10 @@ class Runs:
             if story is not None:
                 self._runs[row.run_id] = story
         for row in await self._journal.unfinished():
+            if row.state == "cancelled":
+                story = self._entomb(row.run_id)
+                self._spawn(self._finish_cancel(story.status))
+                continue
             run = self._restored(row)
             if run is not None:
                 _log.info("resuming run %s", row.run_id)
@@ -87,16 +91,25 @@ class Runs:
     async def remove(self, run_id: str) -> RunStatus | None:
         """Cancel a run that is not over; forget one that is, with its files.
 
-        Returns the status of a run that was still going, None when there is nothing left of it.
+        A cancelled or unknown run stays known as cancelled for a while: a request for it that is
+        still on its way must not start it. Returns the status of a run that was still going, None
+        when there is nothing left of it. Raises sqlite3.Error when a cancel can't be written down.
         """
         run = self._runs.get(run_id)
         if run is None:
+            story = self._entomb(run_id)
             if await self._journal.get(run_id) is not None:
                 await self._forget(run_id)
+            await self._end_cancelled(story.status)
+            return None
+        if run.status.state == "cancelled":
+            await self._cleaner.clean(run_id)
             return None
         if run.over or not isinstance(run, Run):
             await self._drop(run)
             return None
+        # First of all: whoever was told of the cancel must not get files after a restart.
+        await self._journal.cancel(run_id)
         self.cancel(run)
         try:
             async with asyncio.timeout(_CANCEL_S):
@@ -143,6 +156,21 @@ class Runs:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _entomb(self, run_id: str) -> Story:
+        """Know a run as cancelled, from now on."""
+        status = RunStatus(run_id=run_id, state="cancelled")
+        self._runs[run_id] = Story(status, finished_at=time.monotonic())
+        return self._runs[run_id]
+
+    async def _finish_cancel(self, status: RunStatus) -> None:
+        """Do what a former process died over."""
+        await self._interrupt(status.run_id)
+        await self._end_cancelled(status)
+        await self._cleaner.clean(status.run_id)
+
+    async def _end_cancelled(self, status: RunStatus) -> None:
+        await self._journal.end(status.run_id, "cancelled", status.model_dump_json().encode())
 
     def _start(self, run: Run) -> None:
         self._runs[run.run_id] = run

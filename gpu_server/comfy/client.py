@@ -182,6 +182,8 @@ class ComfyClient:
             earlier.abandon()
         run = Followed(run_id, graph, timeout_s)
         self._runs[run_id] = run
+        # With nothing open the watch sleeps for good: this run's events may never come.
+        self._watch.kick()
         try:
             await self._poster.place(run, self._encode(run_id, graph))
             while True:

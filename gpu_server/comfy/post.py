@@ -41,6 +41,9 @@ class Poster:
     async def place(self, run: Followed, body: bytes) -> None:
         """Return once ComfyUI has the run, or the run is over; raise what it refuses it for."""
         before = await self._journal.claim(run.run_id)
+        if before == "cancelled":
+            run.fail(RunCancelled())
+            return
         if before not in (None, "accepted", "posting"):
             run.sent = run.posted = True
             self._watch.kick()

@@ -34,6 +34,8 @@ class Patience:
     """Until a run missing from queue and history is looked for once more."""
     interrupt_every_s: float = 0.5
     """Between two interrupts of a run that won't stop; grows to eight times that."""
+    retry_wedged_s: float = 60
+    """A worker that took no prompts is given one again after so long with an empty queue."""
 
 
 class Watch:
@@ -60,6 +62,7 @@ class Watch:
         self._kicked = asyncio.Event()
         self._idle_since: float | None = None
         self._stuck_id: str | None = None
+        self._empty_since: float | None = None
         self.wedged: str | None = None
         """Why the worker is taken for dead; None while it isn't."""
         self.in_node = False
@@ -167,6 +170,9 @@ class Watch:
         now, limit = time.monotonic(), self._wedged_after_s
         if self._stuck_id is not None and self._stuck_id not in queue.running:
             self.wedged = self._stuck_id = None
+        if self.wedged and self._stuck_id is None and self._may_live(queue, now):
+            _log.warning("ComfyUI's worker is tried again")
+            self.wedged = None
         if queue.pending and not queue.running:
             self._idle_since = self._idle_since or now
             if now - self._idle_since >= limit:
@@ -185,8 +191,22 @@ class Watch:
                 self._stuck_id = run.run_id
                 self._give_all_up("its worker stopped in the middle of a prompt")
 
+    def _may_live(self, queue: QueueIds, now: float) -> bool:
+        """Whether a worker that took no prompts took one, or deserves another try.
+
+        An empty queue tells nothing of it, not even when it has revived: only a prompt can show.
+        """
+        if queue.running:
+            return True
+        self._empty_since = None if queue.pending else self._empty_since or now
+        if self._empty_since is None or now - self._empty_since < self._patience.retry_wedged_s:
+            return False
+        self._idle_since = self._empty_since = None
+        return True
+
     def _give_all_up(self, why: str) -> None:
         if self.wedged is None:
+            self._empty_since = None
             self.wedged = f"ComfyUI answers, but {why}: restart it"
             _log.error("%s", self.wedged)
         for run in list(self._runs.values()):

@@ -2,7 +2,7 @@
 
 import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -74,7 +74,7 @@ def bind(
     """
     given = {k: v for k, v in params.items() if v is not None}
     files = dict(uploads or {})
-    _refuse_strangers(manifest, given, files)
+    check_names(manifest, given, files)
     # Inputs are only ever replaced, never changed in place: copying one level down is enough.
     copied: Graph = {i: {**n, "inputs": dict(n["inputs"])} for i, n in graph.items()}
     binder = _Binder(copied, object_info)
@@ -101,9 +101,8 @@ def bind(
     return BoundGraph(graph=fill(binder.graph, object_info), params=used)
 
 
-def _refuse_strangers(
-    manifest: Manifest, given: Mapping[str, JsonValue], files: Mapping[str, Sequence[str]]
-) -> None:
+def check_names(manifest: Manifest, given: Collection[str], files: Collection[str]) -> None:
+    """Raise ParamError for a value or file that is unknown or missing."""
     for name in (*given, *files):
         param = manifest.params.get(name)
         if param is None:

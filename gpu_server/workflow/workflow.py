@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import yaml
 from pydantic import JsonValue, ValidationError
 
 from gpu_server.protocol import Missing
-from gpu_server.workflow.bind import BoundGraph, bind, default_of
+from gpu_server.workflow.bind import BoundGraph, bind, check_names, default_of
 from gpu_server.workflow.graph import Graph, WorkflowError, parse_graph
 from gpu_server.workflow.manifest import Limits, Manifest, ModelRequirement, Output
 from gpu_server.workflow.node_specs import ObjectInfo
@@ -71,6 +71,10 @@ class Workflow:
     def limits(self) -> dict[str, Limits]:
         """Bounds narrower than the tool's own, by parameter."""
         return {n: p.limits for n, p in self.manifest.params.items() if p.limits is not None}
+
+    def check_names(self, params: Collection[str], files: Collection[str]) -> None:
+        """Raise ParamError for a value or file that is unknown or missing."""
+        check_names(self.manifest, params, files)
 
     def bind(
         self,

@@ -187,6 +187,7 @@ async def test_without_comfyui_the_service_is_degraded_and_takes_nothing(
 ) -> None:
     own_stack.start("gpu_server")
     async with Gpu(own_stack) as gpu:
+        assert (await gpu.http.get("/workflows")).json()["installed"] is None
         health = await gpu.http.get("/health")
         assert (health.status_code, health.json()["status"]) == (200, "degraded")
         assert health.json()["comfyui_available"] is False
@@ -203,6 +204,12 @@ async def test_without_comfyui_the_service_is_degraded_and_takes_nothing(
         own_stack.start("simulator")
         await gpu.connected()
         assert (await gpu.run(gpu.request(slots.slots("a"))))["state"] == "completed"
+        listed = (await gpu.http.get("/workflows")).json()["installed"]
+        assert "tiny-sd15.ckpt" in listed["checkpoints"]
+        own_stack.kill("simulator")
+        while (await gpu.http.get("/ready")).status_code == 200:
+            pass
+        assert (await gpu.http.get("/workflows")).json()["installed"] == listed
 
 
 async def test_a_journal_that_cant_be_written_is_unhealthy(own_stack: Stack) -> None:
@@ -354,3 +361,22 @@ async def test_killed_while_inputs_are_fetched_the_next_process_begins_again(
         own_stack.start("gpu_server")
         slots.gate.set()
         assert (await gpu.end(run_id))["state"] == "completed"
+
+
+async def test_an_input_name_that_is_a_path_is_refused(gpu: Gpu, slots: Slots) -> None:
+    file = {"url": f"{slots.url}/in.png", "media_type": "image/png"}
+    request = gpu.request(slots.slots("a")) | {"inputs": {"../../victim": [file]}}
+    answer = await gpu.put(str(uuid.uuid4()), request)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert not slots.asked.is_set()
+
+
+async def test_a_second_service_on_the_same_workspace_refuses_to_start(stack: Stack) -> None:
+    env = stack.env() | {"GPU_SERVER_PORT": "0"}
+    second = await asyncio.create_subprocess_exec(
+        *stack.command("gpu_server"), env=env, stderr=asyncio.subprocess.PIPE
+    )
+    _, told = await second.communicate()
+    assert second.returncode == 1
+    assert told.decode().startswith("Another GPU service works with ")
+    assert told.count(b"\n") == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import websocket
 
-from gpu_server.comfy import Patience, Produced, RunCancelled, RunFailed, Stepped
+from gpu_server.comfy import ComfyClient, Patience, Produced, RunCancelled, RunFailed, Stepped
 from tests.support.comfy_runs import (
     Following,
     connected,
@@ -155,8 +155,61 @@ async def test_a_dead_worker_is_noticed_and_told(
         assert whole(await follow(client, new_id(), picture()))
 
 
-async def test_a_queue_that_was_emptied_means_lost(comfyui: Simulator, tmp_path: Path) -> None:
+async def idle(client: ComfyClient) -> None:
+    """Return once the client's watch sleeps because nothing is open."""
+    assert whole(await follow(client, new_id(), picture()))
+    # Longer than the pause that had begun before: nothing tells when the watch sleeps.
+    await asyncio.sleep(2)
+
+
+@pytest.mark.parametrize("when", ["idle", "start", "running"])
+async def test_a_dead_worker_is_noticed_after_a_rest(
+    mortal: Simulator, tmp_path: Path, when: str
+) -> None:
+    mortal.start()
+    patience = Patience(silent_after_s=1, confirm_s=0.3, interrupt_every_s=0.1)
+    waits = {"wedged_after_s": 1, "patience": patience}
+    async with connected(mortal.url, tmp_path, **waits) as client:
+        await idle(client)
+        mortal.turn(wedge=when)
+        async with asyncio.timeout(30):
+            assert (await failing(client, picture())).failure.code == "comfyui_wedged"
+
+
+async def test_a_worker_that_took_no_prompts_is_tried_again(
+    mortal: Simulator, tmp_path: Path
+) -> None:
+    mortal.start()
+    patience = Patience(confirm_s=0.3, interrupt_every_s=0.1, retry_wedged_s=0.5)
+    async with connected(mortal.url, tmp_path, wedged_after_s=1, patience=patience) as client:
+        await idle(client)
+        mortal.turn(wedge="idle")
+        assert (await failing(client, picture())).failure.code == "comfyui_wedged"
+        assert not mortal.state()["worker_alive"]
+        await until(lambda: client.available)
+        mortal.turn(reset=True)
+        assert whole(await follow(client, new_id(), picture()))
+
+
+async def test_a_run_after_a_rest_ends_although_its_socket_is_deaf(
+    comfyui: Simulator, tmp_path: Path
+) -> None:
     async with connected(comfyui.url, tmp_path) as client:
+        await idle(client)
+        same_id = f"ws{comfyui.url[4:]}/ws?clientId={client._client_id}"
+        other = await asyncio.to_thread(websocket.create_connection, same_id, suppress_origin=True)
+        await asyncio.to_thread(other.close)
+        async with asyncio.timeout(30):
+            assert whole(await follow(client, new_id(), picture()))
+
+
+@pytest.mark.parametrize("rested", [False, True])
+async def test_a_queue_that_was_emptied_means_lost(
+    comfyui: Simulator, tmp_path: Path, *, rested: bool
+) -> None:
+    async with connected(comfyui.url, tmp_path) as client:
+        if rested:
+            await idle(client)
         run = Following(client, picture(steps=500))
         await run.sampling()
         comfyui.turn(lose_queue=True)

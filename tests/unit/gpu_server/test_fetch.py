@@ -95,14 +95,23 @@ async def refused(url: str, *allowed: str, **limits: Any) -> FetchError:
         "::ffff:127.0.0.1",
         "::ffff:169.254.169.254",
         "2002:7f00:1::",
+        "192.88.99.1",
         "64:ff9b::a00:1",
+        "64:ff9b::5db8:d70e",
+        "64:ff9b:1::1",
+        "::127.0.0.1",
+        "::5db8:d70e",
+        "::ffff:0:5db8:d70e",
+        "fec0::1",
+        "feff::1",
+        "5f00::1",
     ],
 )
 def test_addresses_inside_a_network_are_not_public(address: str) -> None:
     assert not is_public(address)
 
 
-@pytest.mark.parametrize("address", ["93.184.215.14", "2606:2800:21f::1", "64:ff9b::5db8:d70e"])
+@pytest.mark.parametrize("address", ["93.184.215.14", "2606:2800:21f::1", "2002:5db8:d70e::"])
 def test_addresses_of_the_internet_are_public(address: str) -> None:
     assert is_public(address)
 
@@ -148,6 +157,28 @@ async def test_a_redirect_is_followed_within_what_is_allowed(site: Site) -> None
 async def test_a_redirect_to_a_private_address_is_refused(site: Site) -> None:
     async with serving(Site()) as other:
         error = await refused(f"{site.url}/to/?{other}/file", site.url)
+    assert error.code == "url_refused"
+
+
+async def test_a_strangers_redirect_to_an_allowed_origin_is_refused(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def resolve(host: str, _port: int) -> str:
+        if host != "files.invalid":
+            raise FetchError("url_refused", "not public")
+        return "127.0.0.1"
+
+    monkeypatch.setattr(fetch, "resolve_public", resolve)
+    async with serving(Site()) as own:
+        port = site.url.rsplit(":", 1)[1]
+        error = await refused(f"http://files.invalid:{port}/to/?{own}/file", own)
+        assert error.code == "url_refused"
+        assert site.hosts == [f"files.invalid:{port}"]
+
+
+async def test_one_allowed_origin_does_not_open_another_by_a_redirect(site: Site) -> None:
+    async with serving(Site()) as other:
+        error = await refused(f"{site.url}/to/?{other}/file", site.url, other)
     assert error.code == "url_refused"
 
 

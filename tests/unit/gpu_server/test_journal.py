@@ -75,6 +75,24 @@ async def test_how_a_run_ended_is_known_to_the_next_process(
         assert await journal.over(3600) == []
 
 
+async def test_a_cancelled_run_stays_cancelled_until_it_has_ended(tmp_path: Path) -> None:
+    async with Journal(tmp_path / "j.db") as journal:
+        await journal.put("a", b"request")
+        for run_id in ("a", "never put"):
+            await journal.cancel(run_id)
+            await journal.move(run_id, "posted")
+            assert not await journal.put(run_id, b"again")
+            assert await journal.claim(run_id) == "cancelled"
+            row = await journal.get(run_id)
+            assert row is not None
+            assert (row.state, row.ended) == ("cancelled", None)
+        await journal.end("a", "delivered", b"status")
+        await journal.cancel("a")
+        row = await journal.get("a")
+        assert row is not None
+        assert row.state == "delivered"
+
+
 async def test_only_runs_that_ended_long_ago_are_purged(tmp_path: Path) -> None:
     async with Journal(tmp_path / "j.db") as journal:
         for run_id in ("going", "delivered"):

@@ -1,6 +1,8 @@
 """A run's state and followers, and the rare turns of carrying one out, with a scripted ComfyUI."""
 
+import asyncio
 import sqlite3
+import uuid
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -9,7 +11,15 @@ import pytest
 from gpu_server import runs as runs_module
 from gpu_server.comfy import Finished, RunEvent, RunFailed, Started
 from gpu_server.media_types import picture_size, sniff
-from gpu_server.protocol import Event, OutputFile, Progress, RunRequest, RunStatus, WorkflowRef
+from gpu_server.protocol import (
+    Event,
+    InputFile,
+    OutputFile,
+    Progress,
+    RunRequest,
+    RunStatus,
+    WorkflowRef,
+)
 from gpu_server.run import Run
 from gpu_server.runs import AtCapacity
 from tests.support.gpu_bench import (
@@ -21,6 +31,7 @@ from tests.support.gpu_bench import (
     smooth,
     until_stopped,
 )
+from tests.support.recordings import bundled
 from tests.support.slots import Slots
 
 
@@ -169,7 +180,94 @@ async def test_the_next_process_knows_how_a_run_ended(
     assert told[-1].status == status
     assert second.runs.active == 0
     assert await second.runs.remove(run.run_id) is None
-    assert second.comfy.forgotten == [run.run_id]
+    # A late request must not start what was cancelled: that stays known.
+    cancelled = state == "cancelled"
+    assert second.comfy.forgotten == ([] if cancelled else [run.run_id])
+    assert (second.runs.get(run.run_id) is not None) == cancelled
+    assert not cancelled or await second.journal.get(run.run_id) is not None
+
+
+async def test_a_cancel_that_was_answered_outlives_the_process(
+    bench: MakeBench, slots: Slots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stubborn(_comfy: Comfy) -> AsyncGenerator[RunEvent]:
+        yield Started()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(runs_module, "_CANCEL_S", 0.01)
+    first = bench(stubborn)
+    run = first.start(slots)
+    async for event in run.events(heartbeat_s=0.01):
+        if event is None and run.in_comfyui:
+            break
+    status = await first.runs.remove(run.run_id)
+    assert status is not None
+    assert status.state == "running"
+    # A clean stop in that moment: ComfyUI still has the run.
+    await first.runs.close()
+    row = await first.journal.get(run.run_id)
+    assert row is not None
+    assert (row.state, row.ended) == ("cancelled", None)
+    second = bench(never)
+    await second.runs.resume()
+    known = second.runs.get(run.run_id)
+    assert known is not None
+    assert known.status.state == "cancelled"
+    await second.comfy.stop.wait()
+    assert second.comfy.interrupted == [run.run_id]
+    async with asyncio.timeout(30):
+        while await second.journal.unfinished():
+            pass
+    assert slots.puts == 0
+
+
+async def test_a_run_deleted_before_it_came_stays_cancelled_for_a_while(
+    bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = bench(never)
+    run_id = str(uuid.uuid4())
+    for _ in range(2):
+        assert await first.runs.remove(run_id) is None
+    for runs in (first.runs, (second := bench(never)).runs):
+        await runs.resume()
+        known = runs.get(run_id)
+        assert known is not None
+        assert known.status == RunStatus(run_id=run_id, state="cancelled")
+    monkeypatch.setattr(runs_module, "_KEEP_S", -1)
+    await second.runs.sweep()
+    assert second.runs.get(run_id) is None
+    assert await second.journal.get(run_id) is None
+
+
+async def test_a_journal_that_fails_during_a_run_is_worth_another_attempt(
+    bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    bench_ = bench(never)
+    monkeypatch.setattr(bench_.journal, "put", full)
+    failure = (await bench_.start().wait()).failure
+    assert failure is not None
+    assert (failure.kind, failure.code) == ("transient", "run_lost")
+
+
+async def test_an_input_the_workflow_does_not_take_is_not_even_fetched(
+    bench: MakeBench, slots: Slots
+) -> None:
+    bench_ = bench(never)
+    workflow = bundled()["checkpoint"]
+    file = InputFile(url=f"{slots.url}/in.png", media_type="image/png")
+    request = RunRequest(
+        workflow=WorkflowRef(name="checkpoint", digest=workflow.digest),
+        params={"prompt": "x", "checkpoint": "sd15.safetensors"},
+        inputs={"victim": [file]},
+    )
+    run = bench_.runs.accept(str(uuid.uuid4()), request, workflow)
+    failure = (await run.wait()).failure
+    assert failure is not None
+    assert (failure.kind, failure.code) == ("usage", "unknown_param")
+    assert not slots.asked.is_set()
 
 
 async def test_an_end_too_old_to_be_asked_for_is_cleaned_away_after_a_restart(
