@@ -116,6 +116,7 @@ class _Body:
     async def start(cls, source: httpx.Response) -> "_Body":
         """Read the first bytes: the request's headers depend on them."""
         encoded = "content-encoding" in source.headers
+        # large pieces: each costs a round through both HTTP stacks, whatever its size
         rest = source.aiter_bytes(_CHUNK) if encoded else source.aiter_raw(_CHUNK)
         try:
             first = await anext(rest, b"")
@@ -125,19 +126,13 @@ class _Body:
         return cls(first, rest, length)
 
     async def chunks(self) -> AsyncGenerator[bytes]:
-        """The bytes, each piece hashed in a thread while it is on its way."""
-        loop, hashing = asyncio.get_running_loop(), None
-        async for chunk in self._pieces():
-            if hashing is not None:
-                await hashing
-            hashing = loop.run_in_executor(None, self.digest.update, chunk)
-            self.count += len(chunk)
-            yield chunk
-        if hashing is not None:
-            await hashing
-
-    async def _pieces(self) -> AsyncGenerator[bytes]:
-        first, self._first = self._first, b""
-        yield first
+        """The bytes, hashed as they pass: a millisecond a piece, less than a thread would cost."""
+        yield self._pass(self._first)
+        self._first = b""
         async for chunk in self._rest:
-            yield chunk
+            yield self._pass(chunk)
+
+    def _pass(self, chunk: bytes) -> bytes:
+        self.digest.update(chunk)
+        self.count += len(chunk)
+        return chunk

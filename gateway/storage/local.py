@@ -28,7 +28,7 @@ SLOTS_PATH = "/api/slots/"
 DEFAULT_MAX_BYTES = 2 * 1024**3
 
 _INCOMING = ".incoming"
-_PIECE = 256 * 1024
+_PIECE = 512 * 1024
 _READ = 1024 * 1024
 _PLACE_ATTEMPTS = 5
 _KEY = re.compile(
