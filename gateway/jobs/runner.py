@@ -33,9 +33,7 @@ from gateway.storage.base import StorageError
 _log = logging.getLogger(__name__)
 
 FORGET_AFTER_S = 0.2
-
-ENGINE_LOST = "lost"
-"""Code of the failure a GPU service reports when its ComfyUI died with the run."""
+"""How long after a job's end its backend is told to forget it."""
 
 
 class BackendLost(Exception):
@@ -253,8 +251,6 @@ class _Drive:
         self._executed = self._executed or error.executed
         if failure.kind != "transient":
             await self._end(JobError(code=failure.code, message=failure.message, kind=failure.kind))
-        elif failure.code == ENGINE_LOST:
-            await self._lost(executed=error.executed)
         else:
             await self._again(failure.code, failure.message, failed=True)
 

@@ -125,16 +125,8 @@ async def test_a_lost_run_that_never_executed_is_repeated_without_counting(world
     assert world.rows("SELECT max(deaths) AS d, max(failures) AS f FROM runs")[0]["d"] == 0
 
 
-@pytest.mark.parametrize(
-    "death",
-    [
-        lambda: RunLost(executed=True),
-        lambda: failed(code="lost"),
-    ],
-)
-async def test_the_third_death_of_an_executing_run_is_poison(world: World, death: object) -> None:
-    assert callable(death)
-    world.gpu.follows = [death(), death(), death()]
+async def test_the_third_death_of_an_executing_run_is_poison(world: World) -> None:
+    world.gpu.follows = [RunLost(executed=True) for _ in range(3)]
     jobs = await world.gateway()
     job, _ = await jobs.submit(new_job())
 
