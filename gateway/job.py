@@ -95,6 +95,14 @@ class NewJob:
     call: Call
     deadline_s: float
     priority: int = 0
+    size: float | None = None
+    """How much work it is, in its tool's own units."""
+    eta_seconds: float | None = None
+    """When it should be done, as told to the caller."""
+    webhook_url: str | None = None
+    batch_id: str | None = None
+    batch_n: int | None = None
+    """Its place in its batch, from 0."""
     idempotency_key: str | None = None
     request_hash: str | None = None
 
@@ -157,6 +165,12 @@ class Job:
     started_at: datetime | None
     finished_at: datetime | None
     deadline_at: datetime
+    priority: int = 0
+    size: float | None = None
+    eta_seconds: float | None = None
+    webhook_url: str | None = None
+    batch_id: str | None = None
+    batch_n: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,6 +50,8 @@ class Transaction:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
         self.changes: list[JobChange] = []
+        self.posted = False
+        """Webhook events were written."""
 
     async def execute(
         self,

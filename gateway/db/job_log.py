@@ -7,6 +7,7 @@ from pydantic import JsonValue
 from sqlalchemy import bindparam, insert, update
 
 from gateway.db.engine import Transaction
+from gateway.db.outbox import job_ended
 from gateway.db.records import micros
 from gateway.db.tables import job_events, jobs
 from gateway.job import JOB_MOVES, JobStatus
@@ -16,7 +17,7 @@ _NOTE = (
     update(jobs)
     .where(jobs.c.id == bindparam("job"))
     .values(events=jobs.c.events + 1)
-    .returning(jobs.c.events, jobs.c.status)
+    .returning(jobs.c.events, jobs.c.status, jobs.c.caller, jobs.c.webhook_url, jobs.c.batch_id)
 )
 _EVENT = insert(job_events)
 
@@ -48,6 +49,8 @@ async def move_job(
     if moved is None:
         return False
     await add_event(transaction, job_id, n=moved["events"], event=event, data=data, now=now)
+    if not JOB_MOVES[to]:
+        await job_ended(transaction, job_id, moved, to, now)
     transaction.changed(job_id, to)
     return True
 

@@ -60,6 +60,12 @@ def job_row(new: NewJob, now: datetime) -> dict[str, Any]:
         "events": 1,
         "created_at": micros(now),
         "deadline_at": micros(now + timedelta(seconds=new.deadline_s)),
+        "priority": new.priority,
+        "size": new.size,
+        "eta_seconds": new.eta_seconds,
+        "webhook_url": new.webhook_url,
+        "batch_id": new.batch_id,
+        "batch_n": new.batch_n,
     }
 
 
@@ -84,6 +90,12 @@ def to_job(row: Row, artifacts: Sequence[Artifact] = ()) -> Job:
         started_at=_maybe(row["started_at"]),
         finished_at=_maybe(row["finished_at"]),
         deadline_at=moment(row["deadline_at"]),
+        priority=row["priority"],
+        size=row["size"],
+        eta_seconds=row["eta_seconds"],
+        webhook_url=row["webhook_url"],
+        batch_id=row["batch_id"],
+        batch_n=row["batch_n"],
     )
 
 

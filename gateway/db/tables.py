@@ -31,6 +31,23 @@ metadata = MetaData(
     }
 )
 
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("caller", String(100), nullable=False),
+    Column("tool", String(100), nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("ended", Integer, nullable=False, server_default=text("0")),
+    Column("webhook_url", Text),
+    Column("idempotency_key", String(255)),
+    Column("request_hash", String(64)),
+    Column("created_at", BigInteger, nullable=False),
+    Column("finished_at", BigInteger),
+    UniqueConstraint("caller", "idempotency_key"),
+    Index("ix_batches_caller_created_at_id", "caller", "created_at", "id"),
+)
+
 jobs = Table(
     "jobs",
     metadata,
@@ -53,8 +70,19 @@ jobs = Table(
     Column("started_at", BigInteger),
     Column("finished_at", BigInteger),
     Column("deadline_at", BigInteger, nullable=False),
+    Column("priority", Integer, nullable=False, server_default=text("0")),
+    # how much work it is, in the tool's own units, and what was promised when it was taken
+    Column("size", Float),
+    Column("eta_seconds", Float),
+    Column("webhook_url", Text),
+    # no foreign key: SQLite would copy the whole table to add one
+    Column("batch_id", String(36)),
+    Column("batch_n", Integer),
     Index("ix_jobs_created_at_id", "created_at", "id"),
     Index("ix_jobs_caller_created_at_id", "caller", "created_at", "id"),
+    Index("ix_jobs_batch_id_batch_n", "batch_id", "batch_n"),
+    Index("ix_jobs_finished_at", "finished_at"),
+    Index("ix_jobs_tool_variant_finished_at", "tool", "variant", "finished_at"),
 )
 
 runs = Table(
@@ -144,6 +172,52 @@ replicas = Table(
     metadata,
     Column("id", String(36), primary_key=True),
     Column("seen", BigInteger, nullable=False),
+)
+
+webhook_events = Table(
+    "webhook_events",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("caller", String(100), nullable=False),
+    Column("type", String(50), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("job_id", String(36), ForeignKey("jobs.id", ondelete="CASCADE"), index=True),
+    Column("batch_id", String(36), ForeignKey("batches.id", ondelete="CASCADE"), index=True),
+    Column("status", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    # when it is tried next; whoever takes it moves this past the time one try may last
+    Column("next_at", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("delivered_at", BigInteger),
+)
+Index(
+    "ix_webhook_events_due",
+    webhook_events.c.next_at,
+    sqlite_where=webhook_events.c.status == "pending",
+    postgresql_where=webhook_events.c.status == "pending",
+)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column(
+        "event_id",
+        String(36),
+        ForeignKey("webhook_events.id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("n", Integer, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("status_code", Integer),
+    Column("error", String(200)),
+    Column("duration_ms", Integer, nullable=False),
+)
+
+compatibility = Table(
+    "compatibility",
+    metadata,
+    # the oldest code, by the newest migration it knows, that may work on these tables
+    Column("oldest", String(32), primary_key=True),
 )
 
 trained_models = Table(
