@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 COMPILE = $(VENV)/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup check test pytest format docs lock run benchmarks
+.PHONY: help setup check test pytest soak format docs lock run benchmarks
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -32,6 +32,9 @@ pytest: setup ## The tests alone; ARGS="-k name" narrows them
 	$(PY) -m pytest $(ARGS)
 
 test: check pytest ## Everything that must hold: checks, then tests
+
+soak: setup ## Kill everything at random under 300 jobs; ARGS="--seed 1 --sqlite" (minutes)
+	$(PY) -m tests.soak $(ARGS)
 
 format: setup ## Let ruff format and mend what it can
 	$(VENV)/bin/ruff format .

@@ -1,4 +1,4 @@
-"""`python -m gateway …`: serve, migrate, openapi, docs, demo."""
+"""`python -m gateway …`: serve, migrate, webhook-secret, openapi, docs, demo."""
 
 import asyncio
 import json
@@ -18,12 +18,18 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from gateway import reference
-from gateway.db import FolderInUse, SchemaOutdated, migrate
+from gateway.db import (
+    DatabaseRefused,
+    DatabaseUnavailable,
+    FolderInUse,
+    SchemaOutdated,
+    migrate,
+)
 from gateway.demo import DemoFailed, make_picture
 from gateway.main import create_app
 from gateway.observability.logging import configure
 from gateway.runtime import Misconfigured, Runtime, build
-from gateway.security.signing import UnusableSecret
+from gateway.security.signing import UnusableSecret, load_secret, webhook_secret
 from gateway.settings import Settings, environment_name
 
 logger = logging.getLogger("gateway")
@@ -87,8 +93,16 @@ def serve() -> None:
         )
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(_served(Server(config, runtime), runtime))
-    except (Misconfigured, UnusableSecret, SchemaOutdated, FolderInUse) as error:
+    except (
+        Misconfigured,
+        UnusableSecret,
+        SchemaOutdated,
+        DatabaseRefused,
+        FolderInUse,
+    ) as error:
         _give_up(str(error))
+    except DatabaseUnavailable:
+        _give_up("The database went away while the gateway was starting: try again shortly.")
 
 
 async def _served(server: Server, runtime: Runtime) -> None:
@@ -100,8 +114,22 @@ async def _served(server: Server, runtime: Runtime) -> None:
 def migrate_database() -> None:
     """Bring the database to the schema of this version."""
     settings = _settings()
-    migrate(settings.database)
+    try:
+        migrate(settings.database)
+    except (DatabaseRefused, SchemaOutdated) as error:
+        _give_up(str(error))
     typer.echo("The database is up to date.")
+
+
+@cli.command(name="webhook-secret")
+def show_webhook_secret() -> None:
+    """Print what webhooks are signed with: receivers verify by it."""
+    settings = _settings()
+    try:
+        own = webhook_secret(load_secret(settings.data / "secret"))
+    except UnusableSecret as error:
+        _give_up(str(error))
+    typer.echo("\n".join(settings.webhook_secrets or [own]))
 
 
 @cli.command()

@@ -13,9 +13,12 @@ GatewayError
 │   ├── Conflict              409   not possible in the present state
 │   ├── PayloadTooLarge       413   more bytes than allowed
 │   ├── UnsupportedMediaType  415   the body is not JSON
-│   └── RangeNotSatisfiable   416   the range lies outside the file
+│   ├── RangeNotSatisfiable   416   the range lies outside the file
+│   └── QueueFull             429   as many jobs wait as may; `Retry-After` says when to come again
+├── DeadlineUnreachable       503   the queue is too long for the job's deadline
 ├── NotReady                  503   what the workflow needs is missing, and where to get it
 ├── Unavailable               503   database or storage does not answer at the moment
+├── StorageFull               507   no room for results: the disk is nearly full
 ├── JobFailed                 422 | 502 | 503 | 504   a waited-for job ended in failure
 │   └── JobCancelled          409   somebody cancelled a waited-for job
 └── InternalError             500   a bug of ours; says nothing about its inside
@@ -62,6 +65,8 @@ class GatewayError(Exception):
     retryable: ClassVar[bool] = False
     headers: Mapping[str, str] = MappingProxyType({})
     """Response headers that belong to this answer."""
+    retry_after: int | None = None
+    """Seconds after which trying again makes sense; also sent as `Retry-After`."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -75,6 +80,7 @@ class GatewayError(Exception):
             status=self.status,
             detail=self.detail,
             code=self.code,
+            retry_after=self.retry_after,
         )
 
 
@@ -199,6 +205,32 @@ class RangeNotSatisfiable(UsageError):
         self.headers = {"Content-Range": f"bytes */{size}"}
 
 
+class QueueFull(UsageError):
+    """As many jobs wait as may; `Retry-After` says when to come again."""
+
+    code = "queue_full"
+    status = 429
+    title = "Too many jobs are waiting"
+    retryable = True
+
+    def __init__(self, detail: str, *, retry_after: int) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
+class DeadlineUnreachable(GatewayError):
+    """The queue is too long for the job's deadline; `Retry-After` says when it may be shorter."""
+
+    code = "deadline_unreachable"
+    status = 503
+    title = "The job would not be done before its deadline"
+    retryable = True
+
+    def __init__(self, detail: str, *, retry_after: int) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
 class NotReady(GatewayError):
     """What the workflow needs is missing; says what and where to get it."""
 
@@ -206,6 +238,8 @@ class NotReady(GatewayError):
     status = 503
     title = "A model this tool needs is not installed"
     retryable = True
+    # somebody has to install it first
+    retry_after = 60
 
     def __init__(self, detail: str, missing: Sequence[dict[str, JsonValue]]) -> None:
         super().__init__(detail)
@@ -222,6 +256,16 @@ class Unavailable(GatewayError):
     code = "unavailable"
     status = 503
     title = "Not possible at the moment"
+    retryable = True
+    retry_after = 5
+
+
+class StorageFull(GatewayError):
+    """The disk is nearly full: nothing new is taken until there is room for its results."""
+
+    code = "storage_full"
+    status = 507
+    title = "There is no room for results"
     retryable = True
 
 

@@ -122,6 +122,8 @@ class Artifact:
     width: int | None = None
     height: int | None = None
     frames: int | None = None
+    removed_at: datetime | None = None
+    """When it was given up; it may lie there for a moment still."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +203,8 @@ class Run:
     created_at: datetime
     not_before: datetime
     deadline_at: datetime
+    handed_over: bool = False
+    """It changed owner while `granted`: the former one may have asked its backend to start it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from gateway.api import problems
 from gateway.api.access import Access
+from gateway.api.batch_submit import BATCHES_PATH, MAX_BATCH_BODY
+from gateway.api.batches import batches_router
 from gateway.api.boundary import MAX_BODY, BodyLimit, Boundary
 from gateway.api.catalogue import catalogue_router
 from gateway.api.context import Context
@@ -20,6 +22,7 @@ from gateway.api.modes import largest_body, modes_router
 from gateway.api.openapi import OPEN_PATHS, add_openapi
 from gateway.api.tools import tool_router
 from gateway.api.views import Views
+from gateway.api.webhooks import webhooks_router
 from gateway.runtime import Runtime, build
 from gateway.settings import Settings
 from gateway.storage.local import SLOTS_PATH
@@ -61,6 +64,8 @@ def _add_routes(app: FastAPI, context: Context) -> None:
         app.include_router(tool_router(tool, context, views))
     app.include_router(catalogue_router(context))
     app.include_router(jobs_router(context, views))
+    app.include_router(batches_router(context, views))
+    app.include_router(webhooks_router(context))
     app.include_router(models_router(context))
     app.include_router(modes_router(context))
     app.include_router(
@@ -90,6 +95,8 @@ def _add_rings(app: FastAPI, context: Context) -> None:
     def limit_of(_: str, path: str) -> int | None:
         if path.startswith(SLOTS_PATH):
             return None
+        if path == BATCHES_PATH:
+            return MAX_BATCH_BODY
         return by_mode if path == "/generate" else MAX_BODY
 
     app.add_middleware(BodyLimit, limit_of=limit_of)

@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Callable
 from typing import Annotated, LiteralString
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -62,6 +63,21 @@ def _not_blank(text: str) -> str:
     return text
 
 
+def _web_address(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        known = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    else:
+        known = known and "@" not in parts.netloc
+    if not known or any(character.isspace() or character < " " for character in text):
+        raise PydanticCustomError(
+            "not_a_web_address", "must be an http(s) address without user name or password"
+        )
+    return text
+
+
 def _number(code: LiteralString) -> Callable[[object], object]:
     def check(value: object) -> object:
         if isinstance(value, bool | str | bytes):
@@ -100,6 +116,11 @@ Label = Annotated[
     AfterValidator(_not_blank),
 ]
 """A short line for people."""
+WebAddress = Annotated[
+    str,
+    Field(min_length=1, max_length=2000, json_schema_extra={"format": "uri"}),
+    AfterValidator(_web_address),
+]
 VariantName = Annotated[str, Field(min_length=1, max_length=300, pattern=NO_CONTROL_CHARACTERS)]
 NegativePrompt = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_no_nul)]
 ModelFileName = Annotated[

@@ -11,12 +11,13 @@ from gateway.catalogue import Catalogue, Variant
 from gateway.errors import JobFailed
 from gateway.job_codes import JOB_CODES
 from gateway.settings import Settings, environment_name, shown_default
-from gateway.tool import AnyTool
+from gateway.tool import AnyTool, JobOptions
 from gateway.tools import MODES, TOOLS
 from gpu_server.workflow import load_workflows
 
 NONE = "-"
 
+_PARAMETERS = ("| parameter | default | bounds | meaning |", "| --- | --- | --- | --- |")
 _WRITTEN = "<!-- Written by `python -m gateway docs`; change the code, not this file. -->"
 
 
@@ -88,6 +89,11 @@ def _tools(catalogue: Catalogue) -> Iterator[str]:
     yield "`GET /api/tools` answers the same with what is ready at the moment."
     for tool in catalogue.tools:
         yield from _tool(catalogue, tool)
+    yield from ("", "## Options of every call", "")
+    yield "Beside its own parameters every tool's call takes these; so does `POST /generate`."
+    yield from ("", *_PARAMETERS)
+    for name, field in JobOptions.model_json_schema()["properties"].items():
+        yield _parameter(name, field, needed=False)
     yield from ("", "## Modes", "", "`POST /generate` takes them as `mode`.", "")
     yield from ("| mode | tool | meaning |", "| --- | --- | --- |")
     for mode in MODES:
@@ -98,7 +104,9 @@ def _tool(catalogue: Catalogue, tool: AnyTool) -> Iterator[str]:
     yield from ("", f"## {tool.summary}", "", f"`POST {tool.path}` · `POST {tool.path}/async` ·")
     yield f"`GET {tool.path}/{{job_id}}` · `GET {tool.files_path}/{{filename}}`"
     yield from ("", tool.description, "")
-    yield from ("| parameter | default | bounds | meaning |", "| --- | --- | --- | --- |")
+    yield f"Most seconds of one execution (`TOOL_TIMEOUTS`): {tool.timeout_s:g}. Of a job, waiting"
+    yield f"included (`deadline_s`): {tool.deadline_s:g}."
+    yield from ("", *_PARAMETERS)
     schema = tool.params.model_json_schema()
     required = set(cast("list[str]", schema.get("required", [])))
     for name, field in cast("dict[str, dict[str, Any]]", schema["properties"]).items():
@@ -115,6 +123,7 @@ def _parameter(name: str, field: dict[str, Any], *, needed: bool) -> str:
     found: list[str] = []
     for key, sign in (
         ("minimum", "≥"),
+        ("exclusiveMinimum", ">"),
         ("maximum", "≤"),
         ("multipleOf", "multiple of"),
         ("minLength", "length ≥"),

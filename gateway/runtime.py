@@ -11,15 +11,26 @@ from urllib.parse import urlsplit
 import httpx
 
 from gateway.api.context import Context, WatchedBackend
-from gateway.backends.sidecar import Sidecar
+from gateway.api.views import Views
+from gateway.api.webhooks import payload
+from gateway.backends.sidecar import Sidecar, name_of
 from gateway.catalogue import Catalogue
 from gateway.clock import SystemClock
 from gateway.db import Database
+from gateway.db.limits import waiting_by_caller
+from gateway.db.timings import Timings
 from gateway.db.trained_models import TrainedModels
 from gateway.jobs.engine import Jobs, JobSettings
+from gateway.jobs.eta import Etas
+from gateway.jobs.files import RunFiles
+from gateway.jobs.limits import QueueLimits
+from gateway.jobs.receivers import Receivers
+from gateway.jobs.sweep import Retention, Sweep
+from gateway.jobs.webhooks import Webhooks
 from gateway.security.api_keys import RequireKey
-from gateway.security.signing import SignedFileNames, Signer, load_secret
+from gateway.security.signing import SignedFileNames, Signer, load_secret, webhook_secret
 from gateway.settings import Settings
+from gateway.storage.disk import DiskSpace
 from gateway.storage.local import LocalStorage
 from gateway.submission import Submission
 from gateway.tools import TOOLS
@@ -40,6 +51,7 @@ class Runtime:
     db: Database
     http: httpx.AsyncClient
     sidecars: Sequence[Sidecar]
+    sweep: Sweep
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -52,10 +64,14 @@ class Runtime:
             for sidecar in self.sidecars:
                 stack.push_async_callback(sidecar.close)
                 await sidecar.start_watching()
+            # started after the jobs and stopped after them: giving runs back waits for no receiver
+            stack.push_async_callback(context.webhooks.stop)
             stack.push_async_callback(context.jobs.stop)
             await context.jobs.start()
+            await context.webhooks.start()
             announcing = asyncio.create_task(_announce_simulators(self.sidecars))
             stack.callback(announcing.cancel)
+            stack.push_async_callback(_stop, asyncio.create_task(self.sweep.run()))
             for notice in notices(context):
                 logger.warning("%s", notice)
             context.started.set()
@@ -70,8 +86,9 @@ def build(settings: Settings, backends: Sequence[WatchedBackend] | None = None) 
 
     `backends` stand in for the GPU services the settings name.
     """
-    signer = Signer(load_secret(settings.data / "secret"))
-    db = Database(settings.database)
+    secret = load_secret(settings.data / "secret")
+    signer = Signer(secret)
+    db = Database(settings.database, connections=settings.database_connections)
     http = httpx.AsyncClient(limits=httpx.Limits(max_connections=None), trust_env=False)
     workflows = load_workflows(settings.workflows, on_error=_bad_workflow)
     storage = LocalStorage(settings.files, signer, slots_address(settings))
@@ -84,24 +101,110 @@ def build(settings: Settings, backends: Sequence[WatchedBackend] | None = None) 
         backends=places,
         storage=storage,
         names=SignedFileNames(signer),
-        settings=JobSettings(backend_lost_after_s=settings.backend_lost_after),
+        settings=_job_settings(settings),
         clock=SystemClock(),
     )
+    webhooks = _webhooks(settings, secret, db, jobs, storage)
     for sidecar in sidecars:
         sidecar.on_change = jobs.look_again
-    key = settings.gateway_api_key
+    disk = DiskSpace(settings.written_folders, least_mb=settings.min_free_disk_mb)
     context = Context(
         settings=settings,
         signer=signer,
-        key=RequireKey(key.get_secret_value() if key else None),
+        key=_key(settings),
         models=models,
         storage=storage,
+        disk=disk,
         backends=places,
         catalogue=catalogue,
         jobs=jobs,
-        submission=Submission(catalogue=catalogue, models=models, jobs=jobs),
+        webhooks=webhooks,
+        submission=_submission(settings, db, catalogue, models, jobs, webhooks=webhooks, disk=disk),
     )
-    return Runtime(context=context, db=db, http=http, sidecars=sidecars)
+    return Runtime(
+        context=context,
+        db=db,
+        http=http,
+        sidecars=sidecars,
+        sweep=_sweep(settings, db, storage, signer),
+    )
+
+
+def _job_settings(settings: Settings) -> JobSettings:
+    return JobSettings(
+        backend_lost_after_s=settings.backend_lost_after,
+        lease_s=settings.replica_lease_s,
+        max_running_per_caller=settings.max_running_per_caller,
+    )
+
+
+def _key(settings: Settings) -> RequireKey:
+    key = settings.gateway_api_key
+    return RequireKey(key.get_secret_value() if key else None)
+
+
+def _sweep(settings: Settings, db: Database, storage: LocalStorage, signer: Signer) -> Sweep:
+    return Sweep(
+        db=db,
+        storage=storage,
+        files=RunFiles(storage, SignedFileNames(signer), JobSettings().slot_lifetime),
+        retention=Retention.of_days(
+            jobs=settings.job_retention_days, files=settings.file_retention_days
+        ),
+        clock=SystemClock(),
+    )
+
+
+def _submission(
+    settings: Settings,
+    db: Database,
+    catalogue: Catalogue,
+    models: TrainedModels,
+    jobs: Jobs,
+    *,
+    webhooks: Webhooks,
+    disk: DiskSpace,
+) -> Submission:
+    timeouts = dict(settings.tool_timeouts)
+    unknown = timeouts.keys() - {tool.name for tool in TOOLS}
+    if unknown:
+        known = ", ".join(tool.name for tool in TOOLS)
+        raise Misconfigured(f"TOOL_TIMEOUTS: no tool is named {min(unknown)!r}; there is {known}")
+    etas = Etas(
+        history=Timings(db),
+        # each executes one job at a time; what it holds beyond that waits there
+        places=lambda: sum(backend.capacity > 0 for backend in catalogue.backends),
+        clock=SystemClock(),
+    )
+    limits = QueueLimits(
+        count=lambda: waiting_by_caller(db),
+        one_place_s=etas.one_place_s,
+        per_caller=settings.max_queued_jobs_per_caller,
+        total=settings.max_queued_jobs,
+    )
+    return Submission(
+        catalogue=catalogue,
+        models=models,
+        jobs=jobs,
+        limits=limits,
+        etas=etas,
+        disk=disk,
+        check_webhook=webhooks.check,
+        timeouts=timeouts,
+    )
+
+
+def _webhooks(
+    settings: Settings, secret: bytes, db: Database, jobs: Jobs, storage: LocalStorage
+) -> Webhooks:
+    tools = {tool.name: tool for tool in TOOLS}
+    return Webhooks(
+        db=db,
+        receivers=Receivers(allow_private=settings.webhook_allow_private),
+        secrets=settings.webhook_secrets or [webhook_secret(secret)],
+        render=payload(jobs, Views(tools=tools, storage=storage, signer=Signer(secret))),
+        clock=SystemClock(),
+    )
 
 
 def _sidecars(
@@ -109,10 +212,11 @@ def _sidecars(
 ) -> tuple[Sidecar, ...]:
     token = settings.gpu_service_token
     secret = token.get_secret_value() if token else None
-    return tuple(
-        Sidecar(f"gpu-{n}", url, secret, http, workflows)
-        for n, url in enumerate(settings.gpu_service_url, start=1)
-    )
+    addresses: dict[str, str] = {}
+    for url in settings.gpu_service_url:
+        if addresses.setdefault(name_of(url), url) != url:
+            raise Misconfigured(f"GPU_SERVICE_URL names {name_of(url)} twice")
+    return tuple(Sidecar(name, url, secret, http, workflows) for name, url in addresses.items())
 
 
 def slots_address(settings: Settings) -> str:
@@ -158,6 +262,11 @@ def notices(context: Context) -> list[str]:
 def _bad_workflow(name: str, digest: str, error: Exception) -> None:
     del digest
     logger.error("workflow %s is left out: %s", name, error)
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
 
 
 async def _announce_simulators(backends: Sequence[Sidecar]) -> None:

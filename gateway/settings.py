@@ -1,5 +1,7 @@
 """Everything that can be configured, in one class; `docs/settings.md` is written from it."""
 
+import base64
+import binascii
 from pathlib import Path
 from typing import Annotated, Literal, cast
 from urllib.parse import urlsplit
@@ -14,17 +16,50 @@ def _comma_list(value: object) -> object:
     return value
 
 
+def _tool_timeouts(value: object) -> object:
+    """Read `generate=600,video=3600`."""
+    if not isinstance(value, str):
+        return value
+    found: list[tuple[str, str]] = []
+    for part in filter(None, (raw.strip() for raw in value.split(","))):
+        name, equals, seconds = part.partition("=")
+        if not equals:
+            raise ValueError(f"{part!r} is not a tool and its seconds, such as generate=600")
+        found.append((name.strip(), seconds.strip()))
+    return tuple(found)
+
+
+ToolTimeouts = Annotated[
+    tuple[tuple[str, Annotated[float, Field(ge=1, le=7 * 86_400)]], ...],
+    NoDecode,
+    BeforeValidator(_tool_timeouts),
+]
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_list)]
 
 
+_DATABASES = ("postgresql://", "postgres://", "postgresql+asyncpg://", "sqlite+aiosqlite:///")
 _EVERY_ADDRESS = frozenset({"0.0.0.0", "::", "localhost"})
 
 
 def _web_address(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
         raise ValueError(f"{value!r} is not an http(s) address")
     return value.rstrip("/")
+
+
+def _is_webhook_secret(text: str) -> bool:
+    """Whether that is a secret as Standard Webhooks write one."""
+    prefix, _, encoded = text.partition("_")
+    try:
+        secret = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except binascii.Error:
+        return False
+    return prefix == "whsec" and len(secret) in range(24, 65)
+
+
+def _words(secret: SecretStr) -> tuple[str, ...]:
+    return tuple(secret.get_secret_value().split())
 
 
 class Settings(BaseSettings):
@@ -73,7 +108,22 @@ class Settings(BaseSettings):
     )
     database_url: str | None = Field(
         default=None,
-        description="Database address. Not set: SQLite in `$WORKSPACE/data/gateway.sqlite`.",
+        description="Database address, `postgresql://user:password@host:5432/name`. "
+        "Not set: SQLite in `$WORKSPACE/data/gateway.sqlite`.",
+    )
+    database_connections: int = Field(
+        default=10,
+        ge=2,
+        le=500,
+        description="Most connections one gateway opens to PostgreSQL, beside the one it listens "
+        "on.",
+    )
+    replica_lease_s: float = Field(
+        default=15,
+        ge=1,
+        le=3600,
+        description="Seconds after which a silent gateway is taken for dead and another one on "
+        "the same PostgreSQL goes on with its jobs.",
     )
     storage_url: str | None = Field(
         default=None,
@@ -105,6 +155,52 @@ class Settings(BaseSettings):
         le=86_400,
         description="Seconds after which an unreachable GPU service's work is started elsewhere.",
     )
+    max_queued_jobs_per_caller: int = Field(
+        default=20_000,
+        ge=0,
+        le=10_000_000,
+        description="Jobs of one caller that may wait; more are refused with 429. 0: no limit. "
+        "Several gateways on one database may let in slightly more.",
+    )
+    max_queued_jobs: int = Field(
+        default=100_000,
+        ge=0,
+        le=10_000_000,
+        description="Jobs that may wait altogether; more are refused with 429. 0: no limit.",
+    )
+    max_running_per_caller: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="Jobs of one caller that may run at once, over all gateways and GPU services; "
+        "the others wait. 0: no limit.",
+    )
+    tool_timeouts: ToolTimeouts = Field(
+        default=(),
+        description="Most seconds one execution of a tool may take where that is not to be the "
+        "tool's own: `generate=600,video=3600`.",
+    )
+    batch_max_items: int = Field(
+        default=1000, ge=1, le=10_000, description="Most jobs one batch may have."
+    )
+    job_retention_days: int = Field(
+        default=30,
+        ge=0,
+        le=36_500,
+        description="Days after its end a job is removed with its files. 0: never.",
+    )
+    file_retention_days: int = Field(
+        default=30,
+        ge=0,
+        le=36_500,
+        description="Days after its end a job's files are removed; the job stays. 0: never.",
+    )
+    min_free_disk_mb: int = Field(
+        default=1024,
+        ge=0,
+        le=100_000_000,
+        description="Free megabytes of disk below which no new work is taken. 0: not looked at.",
+    )
     workspace: Path = Field(
         default=Path(),
         description="Folder in which `data/` is kept: database, files, the signing secret.",
@@ -112,6 +208,17 @@ class Settings(BaseSettings):
     workflows_path: Path | None = Field(
         default=None,
         description="Folder of the workflows. Not set: `workflows` in the checkout.",
+    )
+
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        description="What webhooks are signed with, `whsec_…`; several, separated by spaces, all "
+        "sign. Not set: one made for this installation; `python -m gateway webhook-secret` shows "
+        "it.",
+    )
+    webhook_allow_private: bool = Field(
+        default=False,
+        description="Whether webhooks may go to loopback and private addresses.",
     )
 
     @field_validator("log_level", "log_format", mode="before")
@@ -131,11 +238,21 @@ class Settings(BaseSettings):
     def _own_address(cls, value: str | None) -> str | None:
         return value if value is None else _web_address(value)
 
+    @field_validator("webhook_secret")
+    @classmethod
+    def _signing_secrets(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not all(map(_is_webhook_secret, _words(value))):
+            raise ValueError("each secret must be whsec_ and 24 to 64 bytes in base64")
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("sqlite+aiosqlite:///"):
-            raise ValueError("only sqlite+aiosqlite:///<path> is known yet")
+        if value is not None and not value.startswith(_DATABASES):
+            raise ValueError(
+                "must begin with postgresql:// (postgresql://user:password@host:5432/name) or "
+                "sqlite+aiosqlite:///"
+            )
         return value
 
     @field_validator("storage_url")
@@ -144,6 +261,11 @@ class Settings(BaseSettings):
         if value is not None and (urlsplit(value).scheme != "file" or not urlsplit(value).path):
             raise ValueError("only file:///folder is known")
         return value
+
+    @property
+    def webhook_secrets(self) -> tuple[str, ...]:
+        """What webhooks are signed with; none where the installation's own is used."""
+        return () if self.webhook_secret is None else _words(self.webhook_secret)
 
     @property
     def data(self) -> Path:
@@ -159,6 +281,13 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """Database address, the default filled in."""
         return self.database_url or f"sqlite+aiosqlite:///{self.data / 'gateway.sqlite'}"
+
+    @property
+    def written_folders(self) -> tuple[Path, ...]:
+        """Folders this installation writes to on local disks."""
+        sqlite = self.database.partition(":///")
+        database = (Path(sqlite[2]).parent,) if sqlite[0] == "sqlite+aiosqlite" else ()
+        return (self.files, *database)
 
     @property
     def workflows(self) -> Path:

@@ -2,21 +2,28 @@
 
 import hashlib
 import json
+import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from pydantic import JsonValue
 
 from gateway.catalogue import Catalogue, Variant
-from gateway.errors import FieldError, InvalidParameters
+from gateway.errors import DeadlineUnreachable, FieldError, GatewayError, InvalidParameters
 from gateway.job import Call, Job, NewJob, TrainedModel, new_job_id
+from gateway.jobs.eta import Estimate, Etas
+from gateway.jobs.limits import QueueLimits
 from gateway.media import MAX_SEED, plain, step_message
-from gateway.tool import AnyTool, LoraParams, ToolParams
+from gateway.storage.disk import DiskSpace
+from gateway.tool import AnyTool, JobOptions, LoraParams, ToolParams
 from gpu_server.workflow import Limits, Workflow
 
 MAX_LORAS = 4
+MEASURED_TO_REFUSE = 3
+"""Jobs that must have been measured before an estimate refuses one."""
+NO_OPTIONS = JobOptions()
 
 _EXTENSIONS = {
     "image": "png",
@@ -55,7 +62,7 @@ class Origin:
     caller: str
     route: str
     body: Mapping[str, JsonValue]
-    """What the caller sent, as validated."""
+    """What the caller sent, as validated, options included."""
     idempotency_key: str | None = None
 
 
@@ -73,34 +80,83 @@ class Submission:
     catalogue: Catalogue
     models: ModelRegistry
     jobs: JobTaker
+    limits: QueueLimits
+    etas: Etas
+    disk: DiskSpace
+    check_webhook: Callable[[str], Awaitable[None]]
+    """Raises InvalidParameters for an address webhooks never go to."""
+    timeouts: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Most seconds of an execution, by tool, where it is not the tool's own."""
 
-    async def submit(self, tool: AnyTool, params: ToolParams, origin: Origin) -> tuple[Job, bool]:
-        """Check the call and write its job.
+    async def submit(
+        self,
+        tool: AnyTool,
+        params: ToolParams,
+        origin: Origin,
+        options: JobOptions = NO_OPTIONS,
+    ) -> tuple[Job, bool]:
+        """Check the call and write its job; True when its Idempotency-Key already had one.
 
-        Raises InvalidParameters, UnknownVariant, ModelNotInstalled, NotReady and
-        IdempotencyKeyReused.
+        Raises what `prepare` raises, StorageFull, QueueFull and IdempotencyKeyReused.
         """
         key = origin.idempotency_key
-        request_hash = _request_hash(origin) if key else None
-        # What the installation has may have changed since: the first answer still stands.
-        if key and (made := await self.jobs.find(origin.caller, key, request_hash)) is not None:
-            return made, True
+        try:
+            await self.disk.require()
+            new = await self.prepare(tool, params, origin, options)
+            await self.limits.let_in(new.caller)
+        except GatewayError:
+            # What the installation has may have changed since: the first answer still stands.
+            # Where nothing is refused, the write itself finds out: a read less for each call.
+            if key is not None:
+                made = await self.jobs.find(origin.caller, key, request_hash(origin))
+                if made is not None:
+                    return made, True
+            raise
+        job, known = await self.jobs.submit(new)
+        if not known:
+            self.etas.taken(new)
+        return job, known
+
+    async def prepare(
+        self,
+        tool: AnyTool,
+        params: ToolParams,
+        origin: Origin,
+        options: JobOptions = NO_OPTIONS,
+    ) -> NewJob:
+        """Do everything but the write.
+
+        Raises InvalidParameters, UnknownVariant, ModelNotInstalled, NotReady and
+        DeadlineUnreachable.
+        """
+        if options.webhook_url is not None:
+            await self.check_webhook(options.webhook_url)
         loras = await self._loras(params)
         variant = self._variant(tool, params, loras.model)
-        call = _call(tool, variant, params, loras)
+        timeout_s = self.timeouts.get(tool.name, tool.timeout_s)
+        call = _call(tool, variant, params, loras, timeout_s)
         self.catalogue.require_ready(tool, variant)
-        new = NewJob(
+        size = tool.size(call.params)
+        work = (tool.name, variant.name)
+        eta = await self.etas.expect(work, size, caller=origin.caller, priority=options.priority)
+        deadline_s = options.deadline_s or tool.deadline_s
+        if eta is not None:
+            _require_in_time(eta, deadline_s)
+        return NewJob(
             id=new_job_id(),
             tool=tool.name,
             variant=variant.name,
             caller=origin.caller,
             params={**params.bound(), **loras.given},
             call=call,
-            deadline_s=tool.deadline_s,
-            idempotency_key=key,
-            request_hash=request_hash,
+            deadline_s=deadline_s,
+            priority=options.priority,
+            size=size,
+            eta_seconds=None if eta is None else round(eta.seconds, 1),
+            webhook_url=options.webhook_url,
+            idempotency_key=origin.idempotency_key,
+            request_hash=request_hash(origin) if origin.idempotency_key else None,
         )
-        return await self.jobs.submit(new)
 
     def _variant(self, tool: AnyTool, params: ToolParams, model: TrainedModel | None) -> Variant:
         chosen, named = params.chosen_variant(), params.variant_field()
@@ -143,7 +199,27 @@ class Submission:
         return model
 
 
-def _call(tool: AnyTool, variant: Variant, params: ToolParams, loras: _Loras) -> Call:
+def _require_in_time(eta: Estimate, deadline_s: float) -> None:
+    """Refuse what would only fail later; one slow job by itself proves nothing."""
+    if eta.measured < MEASURED_TO_REFUSE or eta.seconds <= deadline_s:
+        return
+    needed, given = math.ceil(eta.seconds), plain(round(deadline_s, 1))
+    if eta.execution_s > deadline_s:
+        message = (
+            f"this alone takes about {math.ceil(eta.execution_s)} s once it runs, and {given} s "
+            "are given: ask for less or give it more time"
+        )
+        raise _refused("deadline_s", "too_short", message)
+    raise DeadlineUnreachable(
+        f"It would be done in about {needed} s, and its deadline is in {given} s: send it later, "
+        "or with a longer deadline_s.",
+        retry_after=max(1, math.ceil(eta.seconds - deadline_s)),
+    )
+
+
+def _call(
+    tool: AnyTool, variant: Variant, params: ToolParams, loras: _Loras, timeout_s: float
+) -> Call:
     workflow = variant.workflow
     sent = params.bound()
     _check_sent(variant, sent)
@@ -165,7 +241,7 @@ def _call(tool: AnyTool, variant: Variant, params: ToolParams, loras: _Loras) ->
         prefix=tool.prefix,
         models=_model_files(variant, loras),
         extensions={name: _EXTENSIONS[output.kind] for name, output in workflow.outputs.items()},
-        timeout_s=tool.timeout_s,
+        timeout_s=timeout_s,
     )
 
 
@@ -216,6 +292,7 @@ def _refused(field_name: str, code: str, message: str) -> InvalidParameters:
     return InvalidParameters([FieldError(field=field_name, code=code, message=message)])
 
 
-def _request_hash(origin: Origin) -> str:
+def request_hash(origin: Origin) -> str:
+    """Tell one request from another that comes with the same Idempotency-Key."""
     body = json.dumps(origin.body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(f"{origin.route}\n{body}".encode()).hexdigest()

@@ -1,12 +1,12 @@
 """What a tool is: declared once, and everything callers see of it follows from the declaration."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, ClassVar, Generic, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model
 
-from gateway.media import DECIMAL, WHOLE, ModelFileName, VariantName
+from gateway.media import DECIMAL, WHOLE, ModelFileName, VariantName, WebAddress
 
 Strength = Annotated[float, Field(ge=-10, le=10), DECIMAL]
 ModelNumber = Annotated[int, Field(ge=1, le=2**31 - 1), WHOLE]
@@ -77,6 +77,33 @@ class LoraParams(ToolParams):
     )
 
 
+MAX_DEADLINE_S = 7 * 24 * 3600
+
+
+class JobOptions(BaseModel):
+    """What every call may say of its job, beside the tool's own parameters."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    webhook_url: WebAddress | None = Field(
+        default=None,
+        description="Address that is sent the job once it has ended, signed as Standard Webhooks "
+        "describe. Absent: none.",
+        examples=["https://example.com/hooks/media"],
+    )
+    priority: Annotated[int, Field(ge=-100, le=100), WHOLE] = Field(
+        default=0,
+        description="Jobs of a higher priority begin first, those of the same in the order they "
+        "came. Batches have -10 unless they say otherwise.",
+    )
+    deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S), DECIMAL] | None = Field(
+        default=None,
+        description="Seconds within which the job must be done, waiting included. One that can "
+        "foreseeably not be is refused at once. Absent: the tool's own, of `GET /api/tools`.",
+        examples=[600],
+    )
+
+
 class FileView(BaseModel):
     """One file of a result."""
 
@@ -135,6 +162,8 @@ class Tool(Generic[P_co, R_co]):
     """Most seconds one execution may take."""
     deadline_s: float
     """Most seconds from the call to its end, waiting included."""
+    size: Callable[[Mapping[str, JsonValue]], float] = lambda _: 1.0
+    """How much work a call is, from every value used; estimates take time to grow with it."""
     examples: Mapping[str, dict[str, JsonValue]] = field(
         default_factory=dict[str, dict[str, JsonValue]]
     )
@@ -142,6 +171,22 @@ class Tool(Generic[P_co, R_co]):
 
 
 AnyTool = Tool[ToolParams, ToolResult]
+
+
+def body_of(tool: AnyTool) -> type[ToolParams]:
+    """Make what a call's body may hold: the tool's parameters, and the options of its job."""
+    # a name callers generate code from: it stays that of the parameters
+    made = create_model(tool.params.__name__, __base__=(JobOptions, tool.params))
+    body = cast("type[ToolParams]", made)
+    body.__doc__ = tool.params.__doc__
+    body.OPTIONS = tool.params.OPTIONS | JobOptions.model_fields.keys()
+    return body
+
+
+def options_in(body: BaseModel) -> JobOptions:
+    """Take the options of the job out of a call's body."""
+    sent = body.model_dump(include=set(JobOptions.model_fields), exclude_unset=True)
+    return JobOptions.model_validate(sent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

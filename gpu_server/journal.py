@@ -8,7 +8,8 @@ predecessor queued, and one row for each run until it is forgotten.
     posted      ComfyUI has answered it
     delivered   every output lies where it belongs
     failed      it ended without a result
-    cancelled   it was asked to end, and has ended once `ended` is set
+    cancelled   it was asked to end, and has ended once `ended` is set; also of a run that never
+                came, or that ended and was deleted: a request still on its way must not start it
 
 A row that has ended has no request any more (it names files by signed addresses) but
 how the run ended: who asks after a restart must not take it for lost and pay for it again.
@@ -206,13 +207,18 @@ class Journal:
             lambda db: db.execute("DELETE FROM runs WHERE run_id = ?", (run_id,)).rowcount
         )
 
-    async def purge(self, older_than_s: float) -> list[str]:
-        """Forget runs that ended longer ago than that, and return their ids."""
+    async def purge(self, older_than_s: float, *, cancelled_s: float) -> list[str]:
+        """Forget runs that ended longer ago than that, and return their ids.
+
+        Cancelled ones, which must not be started any more, are forgotten after `cancelled_s`.
+        """
 
         def write(db: sqlite3.Connection) -> list[str]:
+            now = time.time()
             gone = db.execute(
-                "DELETE FROM runs WHERE ended <= ? RETURNING run_id",
-                (time.time() - older_than_s,),
+                "DELETE FROM runs WHERE ended <= CASE state WHEN 'cancelled' THEN ? ELSE ? END "
+                "RETURNING run_id",
+                (now - cancelled_s, now - older_than_s),
             )
             return [str(each[0]) for each in gone.fetchall()]
 

@@ -192,14 +192,25 @@ class Health(Wire):
     """Why it is degraded, and what is not cleaned, in one sentence each."""
 
 
+class Preview(Wire):
+    """What a run's picture looks like so far."""
+
+    media_type: Literal["image/jpeg", "image/png"]
+    data: str = Field(max_length=98_000)
+    """The file in base64."""
+
+
 class Event(Wire):
     """One server-sent event of `GET /runs/{run_id}/events`; SSE `event:` is `type`, `data:` this.
 
     The stream begins with the present state and ends after a `completed`, `failed` or `cancelled`.
+    With `?previews=1` (`/health` lists `previews` under `protocol`) it also tells the latest
+    preview, at most two a second, if ComfyUI makes any.
     """
 
-    type: Literal["progress", "output", "completed", "failed", "cancelled"]
+    type: Literal["progress", "preview", "output", "completed", "failed", "cancelled"]
     progress: Progress | None = None
+    preview: Preview | None = None
     output: OutputFile | None = None
     status: RunStatus | None = None
     """The whole run, on the last event."""

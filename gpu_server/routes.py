@@ -5,6 +5,7 @@ import secrets
 import sqlite3
 import uuid
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from http import HTTPStatus
 from typing import Annotated, Literal
 
@@ -37,7 +38,7 @@ MAX_INLINE_BYTES = 64 * 1024**2
 """Largest picture a plain call answers with."""
 _BUSY_AFTER_S = "1"
 _AWAY_AFTER_S = "5"
-_PROTOCOL = [f"v{VERSION}"]
+_PROTOCOL = [f"v{VERSION}", "previews"]
 
 
 def service_of(request: Request) -> Service:
@@ -78,7 +79,7 @@ open_to_all = APIRouter()
 async def put_run(run_id: uuid.UUID, request: Request, service: Here) -> JSONResponse:
     """Start a run, or return the one that has this id."""
     wanted = await _run_request(request)
-    known = service.runs.get(str(run_id))
+    known = service.runs.get(str(run_id)) or await _recalled(service, str(run_id))
     if known is not None:
         return _status(known.status, HTTPStatus.OK)
     try:
@@ -101,10 +102,12 @@ async def get_run(run_id: uuid.UUID, service: Here) -> JSONResponse:
 
 
 @guarded.get("/runs/{run_id}/events")
-async def run_events(run_id: uuid.UUID, service: Here) -> StreamingResponse:
+async def run_events(
+    run_id: uuid.UUID, service: Here, *, previews: bool = False
+) -> StreamingResponse:
     """Follow a run by server-sent events until its end."""
     return StreamingResponse(
-        _lines(_run(service, run_id)),
+        _lines(_run(service, run_id), previews=previews),
         media_type="text/event-stream",
         headers={"cache-control": "no-store", "x-accel-buffering": "no"},
     )
@@ -116,12 +119,7 @@ async def delete_run(run_id: uuid.UUID, service: Here) -> Response:
     try:
         status = await service.runs.remove(str(run_id))
     except sqlite3.Error:
-        raise Problem(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "journal_unavailable",
-            "The journal can't be written; ask again.",
-            headers={"retry-after": _AWAY_AFTER_S},
-        ) from None
+        raise _no_journal("written") from None
     if status is None:
         return Response(status_code=HTTPStatus.NO_CONTENT)
     return _status(status, HTTPStatus.OK)
@@ -287,6 +285,22 @@ async def _run_request(request: Request) -> RunRequest:
         ) from None
 
 
+async def _recalled(service: Service, run_id: str) -> Story | None:
+    try:
+        return await service.runs.recall(run_id)
+    except sqlite3.Error:
+        raise _no_journal("read") from None
+
+
+def _no_journal(why: str) -> Problem:
+    return Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "journal_unavailable",
+        f"The journal can't be {why}; ask again.",
+        headers={"retry-after": _AWAY_AFTER_S},
+    )
+
+
 def _run(service: Service, run_id: uuid.UUID) -> Story:
     run = service.runs.get(str(run_id))
     if run is None:
@@ -300,9 +314,12 @@ def _status(status: RunStatus, code: HTTPStatus) -> JSONResponse:
     return JSONResponse(status.model_dump(mode="json", exclude_none=True), status_code=code)
 
 
-async def _lines(run: Story) -> AsyncGenerator[bytes]:
-    async for event in run.events(heartbeat_s=HEARTBEAT_S):
-        yield b": still here\n\n" if event is None else _line(event)
+async def _lines(run: Story, *, previews: bool) -> AsyncGenerator[bytes]:
+    events = run.events(heartbeat_s=HEARTBEAT_S, previews=previews)
+    # closed when the follower leaves, not when the collector finds it: it counts as a viewer
+    async with aclosing(events):
+        async for event in events:
+            yield b": still here\n\n" if event is None else _line(event)
 
 
 def _line(event: Event) -> bytes:

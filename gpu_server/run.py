@@ -1,19 +1,23 @@
 """One run as this service tells it to the world: its state, and everybody who follows it."""
 
 import asyncio
+import base64
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from gpu_server.comfy import ComfyFile
+from gpu_server.comfy.preview import PictureType
 from gpu_server.protocol import (
     TERMINAL,
     Engine,
     Event,
     Failure,
     OutputFile,
+    Preview,
     Progress,
     RunRequest,
     RunState,
@@ -21,6 +25,9 @@ from gpu_server.protocol import (
 )
 from gpu_server.workflow import Workflow
 from gpu_server.workflow.manifest import OutputKind
+
+PREVIEW_EVERY_S = 0.5
+"""Least time between two previews to one follower."""
 
 
 class PlannedOutput(BaseModel):
@@ -52,6 +59,9 @@ class Story:
         """By `time.monotonic`; None while it is not over."""
         self._status = status
         self._changed = asyncio.Event()
+        self._preview: Preview | None = None
+        self._viewers = 0
+        """Followers who want previews."""
 
     @property
     def run_id(self) -> str:
@@ -74,11 +84,24 @@ class Story:
             await self._changed.wait()
         return self._status
 
-    async def events(self, *, heartbeat_s: float) -> AsyncGenerator[Event | None]:
+    async def events(
+        self, *, heartbeat_s: float, previews: bool = False
+    ) -> AsyncGenerator[Event | None]:
         """Tell the present state, then every change, then the end; None after each silence.
 
         Nothing is queued for a follower: a slow one is told the newest progress, and each output.
         """
+        self._viewers += previews
+        try:
+            async with aclosing(self._told(heartbeat_s, _Pace() if previews else None)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._viewers -= previews
+            if not self._viewers:
+                self._preview = None
+
+    async def _told(self, heartbeat_s: float, pace: "_Pace | None") -> AsyncGenerator[Event | None]:
         told: set[str] = set()
         progress: Progress | None = None
         while True:
@@ -94,14 +117,31 @@ class Story:
             if status.progress != progress:
                 progress = status.progress
                 yield Event(type="progress", progress=progress)
+            due_s = None
+            if pace is not None:
+                due_s = pace.due_in(self._preview)
+                if due_s == 0:
+                    yield Event(type="preview", preview=self._preview)
+                    continue
             try:
-                async with asyncio.timeout(heartbeat_s):
+                async with asyncio.timeout(heartbeat_s if due_s is None else due_s):
                     await changed.wait()
             except TimeoutError:
-                yield None
+                if due_s is None:
+                    yield None
+
+    def pictured(self, media_type: PictureType, data: bytes) -> None:
+        """Show what it looks like so far to those who want to see it."""
+        if self._viewers:
+            encoded = base64.b64encode(data).decode("ascii")
+            self._preview = Preview(media_type=media_type, data=encoded)
+            self._wake()
 
     def _tell(self, status: RunStatus) -> None:
         self._status = status
+        self._wake()
+
+    def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -181,6 +221,24 @@ class Run(Story):
 
     def _change(self, **changes: Any) -> None:  # noqa: ANN401 - fields of RunStatus
         self._tell(self._status.model_copy(update=changes))
+
+
+class _Pace:
+    """Keeps previews to one follower apart; only the latest one counts."""
+
+    def __init__(self) -> None:
+        self._shown: Preview | None = None
+        self._next = 0.0
+
+    def due_in(self, preview: Preview | None) -> float | None:
+        """Seconds until that preview may be sent; 0 = now, and it is; None = it was."""
+        if preview is None or preview is self._shown:
+            return None
+        now = time.monotonic()
+        if now < self._next:
+            return self._next - now
+        self._shown, self._next = preview, now + PREVIEW_EVERY_S
+        return 0
 
 
 def _last(status: RunStatus) -> Event:

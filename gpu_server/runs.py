@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from gpu_server.catalogue import Catalogue
 from gpu_server.cleaning import Cleaner
-from gpu_server.comfy import ComfyClient, RunFailed
+from gpu_server.comfy import ComfyClient, Picture, RunFailed
 from gpu_server.execution import Executor, JournalEntry
 from gpu_server.journal import Journal, JournalRow
 from gpu_server.protocol import RunRequest, RunStatus
@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 
 _KEEP_S = 3600
 """How long a finished run can still be asked for."""
+_BURIED_S = 2 * 86_400
+"""How long a cancelled or deleted run is known, so that a late request does not start it."""
 _CANCEL_S = 2
 """How long a DELETE waits for ComfyUI to have stopped the run."""
 
@@ -48,6 +50,7 @@ class Runs:
         self._cleaner = cleaner
         self._capacity = capacity
         self._runs: dict[str, Story] = {}
+        """What is under way, and what ended lately; the journal knows what ended before."""
         self._background: set[asyncio.Task[None]] = set()
 
     @property
@@ -59,6 +62,13 @@ class Runs:
         """Return what is known of a run, None when it was never here or is forgotten."""
         return self._runs.get(run_id)
 
+    async def recall(self, run_id: str) -> Story | None:
+        """Return how a run ended that only the journal knows any more, None when it does not."""
+        row = await self._journal.get(run_id)
+        story = None if row is None else _ended(row)
+        # Another request for it may have been quicker.
+        return self._runs.get(run_id) or (story and self._runs.setdefault(run_id, story))
+
     def accept(
         self, run_id: str, request: RunRequest, workflow: Workflow, *, deliver: bool = True
     ) -> Run:
@@ -68,6 +78,12 @@ class Runs:
         run = Run(run_id, request, workflow=workflow, deliver=deliver)
         self._start(run)
         return run
+
+    def pictured(self, run_id: str, picture: Picture) -> None:
+        """Pass a preview on to those who follow the run."""
+        run = self._runs.get(run_id)
+        if run is not None:
+            run.pictured(picture.media_type, picture.data)
 
     async def resume(self) -> None:
         """Take up every run a former process left unfinished, and know how the others ended."""
@@ -96,17 +112,20 @@ class Runs:
         when there is nothing left of it. Raises sqlite3.Error when a cancel can't be written down.
         """
         run = self._runs.get(run_id)
-        if run is None:
+        if run is None or (run.over and run.status.state != "cancelled"):
             story = self._entomb(run_id)
-            if await self._journal.get(run_id) is not None:
-                await self._forget(run_id)
+            known = run is not None or await self._journal.get(run_id) is not None
+            # Its task's last write to the journal must not come after this one.
+            await _written(run)
             await self._end_cancelled(story.status)
+            if known:
+                await self._forget(run_id)
+            else:
+                # ComfyUI may have it all the same, when the journal was lost.
+                self._spawn(self._interrupt(run_id))
             return None
-        if run.status.state == "cancelled":
+        if not isinstance(run, Run) or run.over:
             await self._cleaner.clean(run_id)
-            return None
-        if run.over or not isinstance(run, Run):
-            await self._drop(run)
             return None
         # First of all: whoever was told of the cancel must not get files after a restart.
         await self._journal.cancel(run_id)
@@ -134,12 +153,13 @@ class Runs:
         async def drop() -> None:
             await run.wait()
             await self._drop(run)
+            await self._journal.delete(run.run_id)
 
         self._spawn(drop())
 
     async def sweep(self) -> None:
-        """Forget runs that were over an hour ago."""
-        for run_id in await self._journal.purge(_KEEP_S):
+        """Forget runs that were over an hour ago; of cancelled ones the journal knows longer."""
+        for run_id in await self._journal.purge(_KEEP_S, cancelled_s=_BURIED_S):
             # It grew old while no process ran: this one never knew it.
             if run_id not in self._runs:
                 await self._forget(run_id)
@@ -181,9 +201,7 @@ class Runs:
         )
 
     async def _drop(self, run: Story) -> None:
-        if isinstance(run, Run) and run.task is not None:
-            # Its last write to the journal must not come after the deletion.
-            await asyncio.wait([run.task])
+        await _written(run)
         self._runs.pop(run.run_id, None)
         await self._forget(run.run_id)
 
@@ -220,6 +238,12 @@ class Runs:
             _log.warning("run %s was written by another version of this service", row.run_id)
             return None
         return Run(row.run_id, entry.request, workflow=workflow, plan=entry.plan)
+
+
+async def _written(run: Story | None) -> None:
+    """Return once the run's task, which writes its end down, is done."""
+    if isinstance(run, Run) and run.task is not None:
+        await asyncio.wait([run.task])
 
 
 def _ended(row: JournalRow) -> Story | None:

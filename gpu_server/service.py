@@ -122,6 +122,7 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
             cleaner=cleaner,
         )
         comfy.on_connect(service.connected)
+        comfy.on_picture(runs.pictured)
         await comfy.start()
         await runs.resume()
         refreshing = asyncio.create_task(service.keep_fresh(), name="refresh")

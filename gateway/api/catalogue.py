@@ -60,6 +60,11 @@ class ToolView(BaseModel):
     default_variant: str
     readiness: Readiness
     variants: list[VariantView]
+    timeout_s: float = Field(description="Most seconds one execution may take.")
+    deadline_s: float = Field(
+        description="Seconds within which a job must be done that says nothing of its own, waiting "
+        "included."
+    )
     params_schema: dict[str, Any] = Field(description="JSON Schema of the parameters.")
     examples: dict[str, dict[str, JsonValue]] = Field(description="Bodies that run as they stand.")
 
@@ -74,7 +79,10 @@ class ToolList(BaseModel):
 def catalogue_router(context: Context) -> APIRouter:
     """Make the routes under `/api/tools`."""
     router = APIRouter(prefix="/api/tools", tags=["tools"])
-    catalogue = context.catalogue
+    catalogue, timeouts = context.catalogue, context.submission.timeouts
+
+    def shown(tool: AnyTool) -> ToolView:
+        return tool_view(catalogue, tool, timeouts.get(tool.name, tool.timeout_s))
 
     @router.get(
         "",
@@ -87,7 +95,7 @@ def catalogue_router(context: Context) -> APIRouter:
     )
     async def list_tools() -> Response:
         """Each tool with its parameters, variants, readiness and licences."""
-        return as_json(ToolList(items=[tool_view(catalogue, tool) for tool in catalogue.tools]))
+        return as_json(ToolList(items=[shown(tool) for tool in catalogue.tools]))
 
     @router.get(
         "/{name}",
@@ -106,13 +114,13 @@ def catalogue_router(context: Context) -> APIRouter:
         """One tool with its parameters, variants, readiness and licences."""
         for tool in catalogue.tools:
             if tool.name == name:
-                return as_json(tool_view(catalogue, tool))
+                return as_json(shown(tool))
         raise NotFound("There is no such tool; GET /api/tools lists them.")
 
     return router
 
 
-def tool_view(catalogue: Catalogue, tool: AnyTool) -> ToolView:
+def tool_view(catalogue: Catalogue, tool: AnyTool, timeout_s: float) -> ToolView:
     """Shape a tool for callers."""
     variants = [variant_view(catalogue, tool, variant) for variant in catalogue.variants(tool)]
     return ToolView(
@@ -124,6 +132,8 @@ def tool_view(catalogue: Catalogue, tool: AnyTool) -> ToolView:
         status_path=f"{tool.path}/{{job_id}}",
         files_path=tool.files_path,
         default_variant=tool.default_variant,
+        timeout_s=timeout_s,
+        deadline_s=tool.deadline_s,
         readiness=overall([variant.readiness for variant in variants]),
         variants=variants,
         params_schema=tool.params.model_json_schema(),

@@ -9,9 +9,11 @@ from gateway.backends.base import Backend
 from gateway.catalogue import Catalogue
 from gateway.db.trained_models import TrainedModels
 from gateway.jobs.engine import Jobs
+from gateway.jobs.webhooks import Webhooks
 from gateway.security.api_keys import RequireKey
 from gateway.security.signing import Signer
 from gateway.settings import Settings
+from gateway.storage.disk import DiskSpace
 from gateway.storage.local import LocalStorage
 from gateway.submission import Submission
 from gpu_server.protocol import Health
@@ -35,9 +37,11 @@ class Context:
     key: RequireKey
     models: TrainedModels
     storage: LocalStorage
+    disk: DiskSpace
     backends: Sequence[WatchedBackend]
     catalogue: Catalogue
     jobs: Jobs
+    webhooks: Webhooks
     submission: Submission
     started: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -10,17 +10,19 @@ from starlette.requests import ClientDisconnect
 
 from gateway.api.problems import documented
 from gateway.errors import (
+    Conflict,
     Forbidden,
     InternalError,
     NotFound,
     PayloadTooLarge,
     RangeNotSatisfiable,
+    StorageFull,
     Unauthorized,
 )
 from gateway.job import Artifact
 from gateway.security.api_keys import Credentials, RequireKey
 from gateway.security.signing import Signer
-from gateway.storage.base import Storage, StorageError, StoredFile
+from gateway.storage.base import NoRoom, Storage, StorageError, StoredFile
 from gateway.storage.local import SLOTS_PATH, LocalStorage, TooManyBytes
 
 _RANGE = re.compile(r"bytes=\s*(\d{0,19})-(\d{0,19})\s*")
@@ -61,6 +63,10 @@ class FileIndex(Protocol):
         """The artifact of that file name."""
         ...
 
+    async def takes_files(self, job_id: str) -> bool:
+        """Whether the job is there and has not ended."""
+        ...
+
 
 def files_router(
     paths: Iterable[str], *, jobs: FileIndex, storage: Storage, signer: Signer, key: RequireKey
@@ -81,7 +87,7 @@ def files_router(
                 include_in_schema=method == "GET",
             )
     if isinstance(storage, LocalStorage):
-        router.include_router(_slots_router(storage, signer))
+        router.include_router(_slots_router(storage, signer, jobs))
     return router
 
 
@@ -118,7 +124,7 @@ def _file_endpoint(
     return get_file
 
 
-def _slots_router(storage: LocalStorage, signer: Signer) -> APIRouter:
+def _slots_router(storage: LocalStorage, signer: Signer, jobs: FileIndex) -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     @router.put(SLOTS_PATH + "{key:path}")
@@ -135,16 +141,50 @@ def _slots_router(storage: LocalStorage, signer: Signer) -> APIRouter:
             media_type = _UNKNOWN_TYPE
         try:
             known = await storage.stat(key)
-            stored = await storage.write(key, media_type, request.stream())
-        except TooManyBytes as error:
-            raise _too_large(error.limit) from error
-        except StorageError as error:
-            raise InternalError("The file could not be stored.") from error
+            stored = await _taken(storage, jobs, key, media_type, request.stream())
         except ClientDisconnect:
             return Response(status_code=499)  # nobody is left to read it; as proxies log it
         return _stored(stored, created=known is None)
 
     return router
+
+
+async def _taken(
+    storage: LocalStorage,
+    jobs: FileIndex,
+    key: str,
+    media_type: str,
+    chunks: AsyncIterator[bytes],
+) -> StoredFile:
+    if not await jobs.takes_files(_job_of(key)):
+        raise _over()
+    try:
+        stored = await storage.write(key, media_type, chunks)
+    except TooManyBytes as error:
+        raise _too_large(error.limit) from error
+    except NoRoom as error:
+        raise StorageFull("The disk is full: the file was not kept.") from error
+    except StorageError as error:
+        raise InternalError("The file could not be stored.") from error
+    if not await _wanted(jobs, key):
+        await storage.delete(key)
+        raise _over()
+    return stored
+
+
+def _job_of(key: str) -> str:
+    return key.rpartition("/")[0].rpartition("/")[2]
+
+
+async def _wanted(jobs: FileIndex, key: str) -> bool:
+    """Whether a file that has just come may stay: its job may have ended while it came."""
+    return (
+        await jobs.takes_files(_job_of(key)) or await jobs.file(key.rpartition("/")[2]) is not None
+    )
+
+
+def _over() -> Conflict:
+    return Conflict("The job has ended: its slots take no more files.")
 
 
 def _too_large(limit: int) -> PayloadTooLarge:

@@ -31,6 +31,7 @@ class Health(BaseModel):
     version: str
     service: Literal["gateway"] = "gateway"
     backends: list[BackendHealth] = []
+    detail: str | None = Field(default=None, description="What is short here, if anything.")
     jobs_waiting: int = Field(default=0, description="Jobs of this gateway that wait.")
     jobs_in_flight: int = Field(default=0, description="Jobs of this gateway under way.")
 
@@ -47,9 +48,9 @@ def health_router(context: Context) -> APIRouter:
 
     @router.get("/health", summary="Health", response_model=Health)
     async def health() -> Response:
-        """Always 200: `healthy`, `degraded` (no GPU service at work) or `unhealthy`."""
+        """Always 200: `healthy`, `degraded` (no GPU service at work, or no room) or `unhealthy`."""
         try:
-            view = _health(context)
+            view = _health(context, await context.disk.shortage())
         except Exception:
             # The answer to "are you well?" must not be a 500, whatever broke.
             logger.exception("the health check failed")
@@ -79,14 +80,15 @@ def health_router(context: Context) -> APIRouter:
     return router
 
 
-def _health(context: Context) -> Health:
+def _health(context: Context, shortage: str | None) -> Health:
     backends = [_backend(backend) for backend in context.backends]
     healthy = any(b.status == "healthy" for b in backends)
     reached = any(b.status != "unreachable" for b in backends)
     counts = context.jobs.counts()
     return Health(
-        status="healthy" if healthy else "degraded",
+        status="healthy" if healthy and shortage is None else "degraded",
         gpu_available=reached,
+        detail=shortage,
         version=context.settings.api_version,
         backends=backends,
         jobs_waiting=counts.waiting,

@@ -17,6 +17,7 @@ from gateway.api.problems import documented
 from gateway.api.views import JobList, JobView, Views, as_json
 from gateway.errors import Conflict, InvalidParameters, NotFound, Unauthorized
 from gateway.job import Job, JobEvent, JobQuery, JobStatus
+from gateway.jobs.eta import Etas
 from gateway.tool import ToolResult
 
 PAGE = 20
@@ -73,7 +74,8 @@ def _add_list(router: APIRouter, context: Context, views: Views) -> None:
         """Your jobs; filters may be combined."""
         query = _query(tool, status, since, cursor, limit)
         page = await context.jobs.list(query)
-        items = [views.job(job) for job in page.items]
+        etas = context.submission.etas
+        items = [views.job(job, await etas.left(job)) for job in page.items]
         return as_json(JobList(items=items, next_cursor=page.next_cursor))
 
 
@@ -102,8 +104,8 @@ def _add_one(router: APIRouter, context: Context, views: Views) -> None:
         job_id: JobId, wait: Annotated[float, wait_of(context.settings)] = 0
     ) -> Response:
         """The job as it is; with `wait`, as it is when it ends or time is up."""
-        job = await job_of(context, job_id)
-        return as_json(views.job(await waited(context, job, wait)))
+        job = await waited(context, await job_of(context, job_id), wait)
+        return as_json(views.job(job, await context.submission.etas.left(job)))
 
     @router.post(
         "/{job_id}/cancel",
@@ -148,18 +150,44 @@ def _add_events(router: APIRouter, context: Context) -> None:
             str | None,
             Header(max_length=100, description="`id` of the last event seen: later ones follow."),
         ] = None,
+        *,
+        previews: Annotated[
+            bool,
+            Query(
+                description="Also send `preview` events: the picture so far, the latest one, at "
+                "most two a second, as far as ComfyUI makes previews and this gateway drives "
+                "the job. They are not stored: a replay has none."
+            ),
+        ] = False,
     ) -> AsyncIterator[ServerSentEvent]:
         """State changes and decisions, numbered, and progress; ends with the job's last event.
 
         Opens with the key or, for `EventSource`, with the signed `events_url` of a job.
         """
-        watched = context.jobs.watch(job.id, after=_number(last_event_id))
+        number = _number(last_event_id)
+        watched = context.jobs.watch(job.id, after=number, previews=previews)
         async for event in until_stopped(context.stopping, watched):
-            yield _sent(event)
+            yield _sent(event, _eta(context.submission.etas, job, event))
 
 
-def _sent(event: JobEvent) -> ServerSentEvent:
+def _eta(etas: Etas, job: Job, event: JobEvent) -> float | None:
+    """Seconds from an event to the job's end, as far as it lets one tell."""
+    match event.type:
+        case "pending":
+            return job.eta_seconds
+        case "processing":
+            return etas.execution(job, 0)
+        case "progress":
+            fraction = event.data["fraction"]
+            return etas.execution(job, fraction if isinstance(fraction, int | float) else 0)
+        case _:
+            return None
+
+
+def _sent(event: JobEvent, eta_seconds: float | None) -> ServerSentEvent:
     data = {**event.data, "at": event.at.isoformat().replace("+00:00", "Z")}
+    if eta_seconds is not None:
+        data["eta_seconds"] = eta_seconds
     return ServerSentEvent(event=event.type, id=str(event.n), data=data)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Path, Query
@@ -52,16 +52,20 @@ async def waited(context: Context, job: Job, seconds: float) -> Job:
     """Wait until the job ends, time is up or this process stops; the job as it is then."""
     if seconds <= 0 or job.status in JOB_TERMINAL or context.stopping.is_set():
         return job
-    waiting = asyncio.ensure_future(context.jobs.wait(job.id, seconds))
-    stopping = asyncio.ensure_future(context.stopping.wait())
+    ended = await unless_stopped(context.stopping, context.jobs.wait(job.id, seconds))
+    return ended or await context.jobs.get(job.id) or job
+
+
+async def unless_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T | None]) -> T | None:
+    """Wait for the end of `work`, or None once this process stops."""
+    waiting = asyncio.ensure_future(work)
+    stopped = asyncio.ensure_future(stopping.wait())
     try:
-        await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if waiting.done():
-            return waiting.result() or job
-        return await context.jobs.get(job.id) or job
+        await asyncio.wait({waiting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        return waiting.result() if waiting.done() else None
     finally:
         waiting.cancel()
-        stopping.cancel()
+        stopped.cancel()
 
 
 async def until_stopped(

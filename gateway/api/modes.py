@@ -5,7 +5,7 @@ import base64
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body, Path, Response
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from gateway.api.access import CALLER
 from gateway.api.boundary import MAX_BODY
@@ -15,6 +15,7 @@ from gateway.api.prefer import IdempotencyKey, PreferHeader, preference
 from gateway.api.problems import documented, from_pydantic
 from gateway.api.views import as_json
 from gateway.errors import (
+    DeadlineUnreachable,
     FieldError,
     IdempotencyKeyReused,
     InvalidParameters,
@@ -22,6 +23,8 @@ from gateway.errors import (
     NotFound,
     NotReady,
     PayloadTooLarge,
+    QueueFull,
+    StorageFull,
     Unauthorized,
     UnsupportedMediaType,
 )
@@ -30,7 +33,7 @@ from gateway.media import MAX_PROMPT, Prompt, Style
 from gateway.settings import Settings
 from gateway.storage.base import StorageError
 from gateway.submission import Origin
-from gateway.tool import Mode, ToolParams
+from gateway.tool import JobOptions, Mode, ToolParams, options_in
 from gateway.tools import MODES
 
 MAX_INLINE = 32 * 1024 * 1024
@@ -49,16 +52,17 @@ _SUBMIT_ERRORS = (
     ModelNotInstalled,
     IdempotencyKeyReused,
     NotReady,
+    QueueFull,
+    DeadlineUnreachable,
+    StorageFull,
 )
 
 _BY_NAME = {mode.name: mode for mode in MODES}
-_FIXED = {"prompt", "style", "face_images", "target_image"}
+_FIXED = {"prompt", "style", "face_images", "target_image", *JobOptions.model_fields}
 
 
-class GenerateRequest(BaseModel):
+class GenerateRequest(JobOptions):
     """A call by mode."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     mode: Annotated[str, Field(max_length=100)] = Field(
         description="What to do; `GET /modes` lists the modes.", examples=["free"]
@@ -157,7 +161,7 @@ def _add_generate(router: APIRouter, context: Context) -> None:
             caller=CALLER, route="/generate", body=sent, idempotency_key=idempotency_key
         )
         try:
-            job, _ = await context.submission.submit(mode.tool, params, origin)
+            job, _ = await context.submission.submit(mode.tool, params, origin, options_in(request))
         except InvalidParameters as error:
             raise _as_sent(error, request) from None
         headers = {"Preference-Applied": wanted.applied} if wanted.applied else {}

@@ -17,6 +17,8 @@ TAGS = [
     {"name": "generate", "description": "Image generation."},
     {"name": "tools", "description": "What can be asked for, and whether it can run now."},
     {"name": "jobs", "description": "Every call is a durable job."},
+    {"name": "batches", "description": "Many jobs of one tool in one call."},
+    {"name": "webhooks", "description": "Who was told of a job that ended."},
     {"name": "models", "description": "Trained models that `model_id` names."},
     {"name": "modes", "description": "The first clients' route."},
     {"name": "files", "description": "Result files, by key or by signed link."},

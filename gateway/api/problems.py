@@ -40,10 +40,13 @@ logger = logging.getLogger(__name__)
 def rendered(error: GatewayError, path: str) -> Response:
     """Answer an error of ours."""
     problem = error.problem().model_copy(update={"instance": path[:MAX_TEXT]})
+    headers = dict(error.headers)
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
     return Response(
         problem.model_dump_json(exclude_none=True),
         status_code=problem.status,
-        headers=dict(error.headers),
+        headers=headers,
         media_type=MEDIA_TYPE,
     )
 

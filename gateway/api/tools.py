@@ -13,6 +13,7 @@ from gateway.api.prefer import IdempotencyKey, PreferHeader, preference
 from gateway.api.problems import documented
 from gateway.api.views import Submitted, Views, as_json, failure, job_view_of
 from gateway.errors import (
+    DeadlineUnreachable,
     IdempotencyKeyReused,
     InvalidParameters,
     JobCancelled,
@@ -21,13 +22,15 @@ from gateway.errors import (
     NotFound,
     NotReady,
     PayloadTooLarge,
+    QueueFull,
+    StorageFull,
     Unauthorized,
     UnknownVariant,
     UnsupportedMediaType,
 )
 from gateway.job import Job
 from gateway.submission import Origin
-from gateway.tool import AnyTool, ToolParams
+from gateway.tool import AnyTool, ToolParams, body_of, options_in
 
 _SUBMIT_ERRORS = (
     Unauthorized,
@@ -38,24 +41,28 @@ _SUBMIT_ERRORS = (
     ModelNotInstalled,
     IdempotencyKeyReused,
     NotReady,
+    QueueFull,
+    DeadlineUnreachable,
+    StorageFull,
 )
 
 
 class _ParamsBody:
-    """A dependency whose body is the tool's own parameters.
+    """A dependency whose body is the tool's own parameters and the job's options.
 
     The route is typed with the base class; FastAPI reads the concrete one from the signature.
     """
 
     def __init__(self, tool: AnyTool) -> None:
         examples = {name: Example(summary=name, value=v) for name, v in tool.examples.items()}
-        body = Annotated[tool.params, Body(openapi_examples=examples)]
+        body = Annotated[body_of(tool), Body(openapi_examples=examples)]
         parameter = inspect.Parameter(
             "params", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=body
         )
         self.__signature__ = inspect.Signature([parameter])
 
-    def __call__(self, params: ToolParams) -> ToolParams:
+    # async, or FastAPI would send each call through a thread
+    async def __call__(self, params: ToolParams) -> ToolParams:
         return params
 
 
@@ -85,7 +92,8 @@ def _add_run(router: APIRouter, tool: AnyTool, context: Context, views: Views) -
         result = views.result(job)
         if result is not None:
             return as_json(result, headers=headers)
-        return as_json(views.job(job), 202, headers | _location(tool, job))
+        view = views.job(job, await context.submission.etas.left(job))
+        return as_json(view, 202, headers | _location(tool, job))
 
     router.add_api_route(
         tool.path,
@@ -115,7 +123,9 @@ def _add_run_async(router: APIRouter, tool: AnyTool, context: Context) -> None:
         idempotency_key: IdempotencyKey = None,
     ) -> Response:
         job = await _submit(context, tool, params, idempotency_key)
-        return as_json(Submitted(job_id=job.id, status=job.status), 202, _location(tool, job))
+        eta = await context.submission.etas.left(job)
+        submitted = Submitted(job_id=job.id, status=job.status, eta_seconds=eta)
+        return as_json(submitted, 202, _location(tool, job))
 
     router.add_api_route(
         f"{tool.path}/async",
@@ -137,8 +147,8 @@ def _add_status(router: APIRouter, tool: AnyTool, context: Context, views: Views
     wait_query = wait_of(context.settings)
 
     async def status(job_id: JobId, wait: Annotated[float, wait_query] = 0) -> Response:
-        job = await job_of(context, job_id, tool)
-        return as_json(views.job(await waited(context, job, wait)))
+        job = await waited(context, await job_of(context, job_id, tool), wait)
+        return as_json(views.job(job, await context.submission.etas.left(job)))
 
     router.add_api_route(
         f"{tool.path}/{{job_id}}",
@@ -158,7 +168,7 @@ def _add_status(router: APIRouter, tool: AnyTool, context: Context, views: Views
 async def _submit(context: Context, tool: AnyTool, params: ToolParams, key: str | None) -> Job:
     sent = params.model_dump(mode="json", exclude_unset=True)
     origin = Origin(caller=CALLER, route=tool.path, body=sent, idempotency_key=key)
-    job, _ = await context.submission.submit(tool, params, origin)
+    job, _ = await context.submission.submit(tool, params, origin, options_in(params))
     return job
 
 

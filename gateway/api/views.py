@@ -41,6 +41,14 @@ class JobView(BaseModel, Generic[R]):
     finished_at: datetime | None
     tool: str
     variant: str
+    priority: int
+    deadline_at: datetime
+    eta_seconds: float | None = Field(
+        description="Seconds from now until it should be done, judged by the latest jobs of its "
+        "kind and by what is ahead of it; null once it has ended, or while nothing was measured."
+    )
+    webhook_url: str | None
+    batch_id: str | None
     events_url: str = Field(description="Server-sent events, signed for 24 hours.")
 
     @classmethod
@@ -55,6 +63,9 @@ class Submitted(BaseModel):
 
     job_id: str
     status: JobStatus
+    eta_seconds: float | None = Field(
+        description="Seconds until it should be done; null while nothing was measured."
+    )
 
 
 class JobList(BaseModel):
@@ -77,8 +88,8 @@ class Views:
     storage: Storage
     signer: Signer
 
-    def job(self, job: Job) -> JobView[ToolResult]:
-        """Shape a job."""
+    def job(self, job: Job, eta_seconds: float | None = None) -> JobView[ToolResult]:
+        """Shape a job; `eta_seconds` from now."""
         return JobView[ToolResult](
             job_id=job.id,
             status=job.status,
@@ -90,6 +101,11 @@ class Views:
             finished_at=_utc(job.finished_at) if job.finished_at else None,
             tool=job.tool,
             variant=job.variant,
+            priority=job.priority,
+            deadline_at=_utc(job.deadline_at),
+            eta_seconds=eta_seconds,
+            webhook_url=job.webhook_url,
+            batch_id=job.batch_id,
             events_url=self.signer.link(f"/api/jobs/{job.id}/events", LINK_LIFETIME),
         )
 
@@ -101,12 +117,17 @@ class Views:
         used: dict[str, JsonValue] = {**job.params, **job.call.params, **outcome.params}
         files = [self._file(tool, artifact) for artifact in job.artifacts]
         first = files[0] if files else None
+        kept = [
+            file
+            for file, artifact in zip(files, job.artifacts, strict=True)
+            if artifact.removed_at is None
+        ]
         return tool.result.model_validate(
             {
                 "job_id": job.id,
                 tool.url_key: first.url if first else None,
                 "r2_path": first.r2_path if first else None,
-                "files": files,
+                "files": kept,
                 tool.params_key: {shown: used.get(name) for shown, name in tool.reported.items()},
                 **{name: used.get(name) for name in tool.echoed},
                 "duration_seconds": outcome.duration_seconds,

@@ -8,12 +8,12 @@ Contract, for every implementation:
 * `cancel` of a finished or unknown run is no error; `forget` likewise.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from gateway.job import Call, Produced
-from gpu_server.protocol import Failure, Missing, Slot
+from gpu_server.protocol import Failure, Missing, Preview, Slot
 
 
 class BackendError(Exception):
@@ -128,4 +128,16 @@ class Backend(Protocol):
 
     async def forget(self, run_id: str, reference: str) -> None:
         """Its files are safe with us: it may be removed there. Raises BackendUnreachable."""
+        ...
+
+
+@runtime_checkable
+class ShowsPreviews(Protocol):
+    """A backend that can show what runs look like so far."""
+
+    def previews(self, run_id: str, reference: str) -> AsyncGenerator[Preview, None]:
+        """Show previews of it until it ends; none come where its engine makes none.
+
+        Raises BackendUnreachable, RunLost.
+        """
         ...

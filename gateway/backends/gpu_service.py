@@ -18,7 +18,7 @@ _LOOK = httpx.Timeout(5)
 # the service sends a heartbeat every 10 s: longer silence is a dead connection
 _EVENTS = httpx.Timeout(25, connect=5)
 _REFUSES_US = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
-_EVENT_TYPES = frozenset({"progress", "output", "completed", "failed", "cancelled"})
+_EVENT_TYPES = frozenset({"progress", "preview", "output", "completed", "failed", "cancelled"})
 
 _Message = TypeVar("_Message", bound=BaseModel)
 
@@ -58,19 +58,24 @@ class GpuService:
         """Begin or adopt a run. Raises WorkflowMismatch, BackendFull, RunFailed."""
         # exclude_unset: a newer field is only on the wire when it is used
         body = request.model_dump_json(exclude_unset=True)
-        response = await self._send("PUT", f"/runs/{run_id}", content=body)
+        response, broken = await self._asked("PUT", f"/runs/{run_id}", content=body)
         if response.is_success:
             return self._parsed(RunStatus, response)
+        full = None
         match response.status_code, _code(response):
             case HTTPStatus.TOO_MANY_REQUESTS, _:
-                raise BackendFull(f"{self._name} takes no more runs now")
+                full = f"{self._name} takes no more runs now"
             case HTTPStatus.SERVICE_UNAVAILABLE, "comfyui_unavailable":
                 self._on_away()
-                raise BackendFull(f"{self._name} takes no runs while ComfyUI is away")
+                full = f"{self._name} takes no runs while ComfyUI is away"
             case HTTPStatus.CONFLICT, "workflow_mismatch":
                 raise WorkflowMismatch(f"{self._name} has another version of the workflow")
             case _:
                 raise self._refusal(response)
+        if broken:
+            # the first request got no answer and may yet be taken: "full" would deny that
+            raise BackendUnreachable(f"{self._name} broke off; then {full}")
+        raise BackendFull(full)
 
     async def remove(self, run_id: str) -> None:
         """Cancel a run, or remove a finished one; unknown is no error."""
@@ -78,9 +83,9 @@ class GpuService:
         if response.is_server_error or response.status_code in _REFUSES_US:
             raise self._refusal(response)
 
-    async def events(self, run_id: str) -> AsyncGenerator[Event, None]:
+    async def events(self, run_id: str, *, previews: bool = False) -> AsyncGenerator[Event, None]:
         """One stream, to its end or to where it breaks. Raises RunLost, BackendUnreachable."""
-        address = f"{self._url}/runs/{run_id}/events"
+        address = f"{self._url}/runs/{run_id}/events{'?previews=1' if previews else ''}"
         headers = self._headers | {"Accept": "text/event-stream"}
         try:
             async with self._http.stream(
@@ -107,6 +112,13 @@ class GpuService:
     async def _send(
         self, method: str, path: str, *, content: str | None = None, limit: httpx.Timeout = _CALL
     ) -> httpx.Response:
+        response, _ = await self._asked(method, path, content=content, limit=limit)
+        return response
+
+    async def _asked(
+        self, method: str, path: str, *, content: str | None = None, limit: httpx.Timeout = _CALL
+    ) -> tuple[httpx.Response, bool]:
+        """The answer, and whether it is that to a second request as the first one broke off."""
         headers = self._headers | ({"Content-Type": "application/json"} if content else {})
 
         async def once() -> httpx.Response:
@@ -116,10 +128,10 @@ class GpuService:
 
         try:
             try:
-                return await once()
+                return await once(), False
             except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
                 # a kept connection may have been closed under us; every call here is idempotent
-                return await once()
+                return await once(), True
         except httpx.RequestError as error:
             raise self._away(error) from error
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import cast
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import JsonValue
@@ -25,6 +26,7 @@ from gpu_server.protocol import (
     VERSION,
     Failure,
     Health,
+    Preview,
     RunRequest,
     RunStatus,
     WorkflowRef,
@@ -42,6 +44,17 @@ _ENGINE_DIED = frozenset({"lost", "comfyui_wedged"})
 # streams in a row that end early and without news, before it is called unreachable
 _BARREN_STREAMS = 3
 _EARLY_S = 5.0
+
+
+def name_of(url: str) -> str:
+    """Name of the GPU service at an address, `host:port` and its path.
+
+    Runs keep it: it must not depend on the place in a list, and it must not hold a login.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return f"{f'[{host}]' if ':' in host else host}:{port}{parts.path.rstrip('/')}"
 
 
 class Sidecar:
@@ -152,6 +165,16 @@ class Sidecar:
                 barren = 0
         self._look_now.set()
         raise BackendUnreachable(f"{self._name}: its event streams break off")
+
+    async def previews(self, run_id: str, reference: str) -> AsyncGenerator[Preview, None]:
+        """Show what it looks like so far, from a stream of its own."""
+        del reference
+        if self._health is None or "previews" not in self._health.protocol:
+            return
+        async with aclosing(self._service.events(run_id, previews=True)) as events:
+            async for event in events:
+                if event.preview is not None:
+                    yield event.preview
 
     async def cancel(self, run_id: str, reference: str | None) -> None:
         """Stop it wherever it is."""

@@ -9,17 +9,21 @@ from gateway.db.engine import (
     Transaction,
 )
 from gateway.db.folder_lock import FolderInUse, FolderLock, SoleOwnership
+from gateway.db.notices import Notice
 from gateway.db.records import Row
+from gateway.db.refusals import DatabaseRefused
 from gateway.db.schema import SchemaOutdated, migrate
 
 __all__ = [
     "AlreadyThere",
     "Database",
+    "DatabaseRefused",
     "DatabaseUnavailable",
     "EngineFactory",
     "FolderInUse",
     "FolderLock",
     "JobChange",
+    "Notice",
     "Row",
     "SchemaOutdated",
     "SoleOwnership",

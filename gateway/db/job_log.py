@@ -1,10 +1,14 @@
-"""Moving a job and writing down that it moved, always together."""
+"""Moving a job and writing down that it moved, always together.
+
+Where one transaction touches more than the job, its rows are locked in this order everywhere: job,
+run, batch. So the job's row is moved first, then the run's, and what is logged comes last.
+"""
 
 from datetime import datetime
 from typing import Any
 
 from pydantic import JsonValue
-from sqlalchemy import bindparam, insert, update
+from sqlalchemy import RowMapping, bindparam, insert, update
 
 from gateway.db.engine import Transaction
 from gateway.db.outbox import job_ended
@@ -17,7 +21,14 @@ _NOTE = (
     update(jobs)
     .where(jobs.c.id == bindparam("job"))
     .values(events=jobs.c.events + 1)
-    .returning(jobs.c.events, jobs.c.status, jobs.c.caller, jobs.c.webhook_url, jobs.c.batch_id)
+    .returning(
+        jobs.c.id,
+        jobs.c.events,
+        jobs.c.status,
+        jobs.c.caller,
+        jobs.c.webhook_url,
+        jobs.c.batch_id,
+    )
 )
 _EVENT = insert(job_events)
 
@@ -34,25 +45,31 @@ _MOVES = {to: _NOTE.where(jobs.c.status.in_(_allowed(to))) for to in JOB_MOVES}
 async def move_job(
     transaction: Transaction,
     job_id: str,
-    *,
     to: JobStatus,
+    **columns: Any,  # noqa: ANN401  # column values
+) -> RowMapping | None:
+    """Bring a job into a state it may move to, or leave it there while something is logged.
+
+    What comes back is for `log_move`, in the same transaction. None: it is gone, or in a state that
+    allows no such move; nothing was written.
+    """
+    return await transaction.row(_MOVES[to], {"job": job_id, "status": to, **columns})
+
+
+async def log_move(
+    transaction: Transaction,
+    moved: RowMapping,
     event: str,
     data: dict[str, JsonValue],
     now: datetime,
-    **columns: Any,  # noqa: ANN401  # column values
-) -> bool:
-    """Bring a job into a state it may move to, or log something while it stays there.
-
-    False: it is gone or already in a state that allows no such move; nothing was written.
-    """
-    moved = await transaction.row(_MOVES[to], {"job": job_id, "status": to, **columns})
-    if moved is None:
-        return False
+) -> None:
+    """Write down the move that `move_job` made, for everybody who is to hear of it."""
+    job_id: str = moved["id"]
+    status: JobStatus = moved["status"]
+    if not JOB_MOVES[status]:
+        await job_ended(transaction, job_id, moved, status, now)
     await add_event(transaction, job_id, n=moved["events"], event=event, data=data, now=now)
-    if not JOB_MOVES[to]:
-        await job_ended(transaction, job_id, moved, to, now)
-    transaction.changed(job_id, to)
-    return True
+    transaction.changed(job_id, status)
 
 
 async def note(

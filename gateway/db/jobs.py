@@ -1,21 +1,18 @@
 """The rows the API shows: jobs, their files, their log, their idempotency keys."""
 
-import base64
-import binascii
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from pydantic import JsonValue
-from sqlalchemy import and_, bindparam, delete, insert, select, tuple_, update
+from sqlalchemy import and_, bindparam, delete, select, tuple_, update
 
+from gateway.db.cursors import cursor_after, read_cursor
 from gateway.db.engine import Database, Transaction
-from gateway.db.job_log import add_event, move_job
-from gateway.db.records import job_row, micros, to_artifact, to_event, to_job
-from gateway.db.runs import OPEN, waiting_row
+from gateway.db.job_log import log_move, move_job
+from gateway.db.records import job_row, micros, storable, to_artifact, to_event, to_job
+from gateway.db.runs import OPEN, first_run
 from gateway.db.tables import artifacts, idempotency, job_events, jobs, runs
-from gateway.errors import FieldError, InvalidParameters
+from gateway.db.together import insert_together
 from gateway.job import (
     JOB_TERMINAL,
     Artifact,
@@ -24,7 +21,6 @@ from gateway.job import (
     JobPage,
     JobQuery,
     NewJob,
-    run_id,
 )
 
 EVENTS_AT_ONCE = 500
@@ -61,44 +57,38 @@ class JobRows:
     async def insert(self, new: NewJob, *, owner: str | None, now: datetime) -> Job:
         """Write job, run, first event and key in one commit. Raises AlreadyThere."""
         row = job_row(new, now)
-        run = waiting_row(
-            new.call,
-            id=run_id(new.id, 0, 0),
-            job_id=new.id,
-            stage=0,
-            attempt=0,
-            caller=new.caller,
-            priority=new.priority,
-            owner=owner,
-            created_at=row["created_at"],
-            not_before=row["created_at"],
-            deadline_at=row["deadline_at"],
-        )
-        data: dict[str, JsonValue] = {"tool": new.tool, "variant": new.variant}
+        written = {
+            jobs: row,
+            runs: first_run(new, row, owner),
+            job_events: {
+                "job_id": new.id,
+                "n": 1,
+                "type": "pending",
+                "data": {"tool": new.tool, "variant": new.variant},
+                "at": row["created_at"],
+            },
+        }
+        if new.idempotency_key is not None:
+            written[idempotency] = {
+                "caller": new.caller,
+                "key": storable(new.idempotency_key),
+                "job_id": new.id,
+                "request_hash": new.request_hash,
+                "created_at": row["created_at"],
+            }
 
         async def work(writing: Transaction) -> None:
-            await writing.execute(insert(jobs), row)
-            if new.idempotency_key is not None:
-                key = {
-                    "caller": new.caller,
-                    "key": new.idempotency_key,
-                    "job_id": new.id,
-                    "request_hash": new.request_hash,
-                    "created_at": row["created_at"],
-                }
-                await writing.execute(insert(idempotency), key)
-            await writing.execute(insert(runs), run)
-            await add_event(writing, new.id, n=1, event="pending", data=data, now=now)
-            writing.changed(new.id, "pending")
+            await insert_together(writing, written)
+            writing.submitted(new.id, new.caller, owner)
 
-        await self._db.write(work)
+        await self._db.write(work, single=owner is not None)
         unset = ("outcome", "error_code", "started_at", "finished_at")
         return to_job({**row, **dict.fromkeys(unset), "progress": 0.0})
 
     async def by_key(self, caller: str, key: str) -> KeyUse | None:
         """What an idempotency key was used for."""
         query = select(idempotency.c.job_id, idempotency.c.request_hash).where(
-            idempotency.c.caller == caller, idempotency.c.key == key
+            idempotency.c.caller == caller, idempotency.c.key == storable(key)
         )
         row = await self._db.read(lambda reading: reading.row(query))
         return None if row is None else KeyUse(**row)
@@ -112,7 +102,7 @@ class JobRows:
                 return None
             # files are written by the commit that completes the job
             done = row["status"] == "completed"
-            return to_job(row, (await _files(reading, [job_id])).get(job_id, ()) if done else ())
+            return to_job(row, (await job_files(reading, [job_id])).get(job_id, ()) if done else ())
 
         return await self._db.read(work)
 
@@ -122,7 +112,7 @@ class JobRows:
             column == value
             for column, value in (
                 (jobs.c.caller, query.caller),
-                (jobs.c.tool, query.tool),
+                (jobs.c.tool, None if query.tool is None else storable(query.tool)),
                 (jobs.c.status, query.status),
             )
             if value is not None
@@ -130,7 +120,7 @@ class JobRows:
         if query.since is not None:
             conditions.append(jobs.c.created_at >= micros(query.since))
         if query.cursor is not None:
-            created_at, job_id = _read_cursor(query.cursor)
+            created_at, job_id = read_cursor(query.cursor)
             conditions.append(tuple_(jobs.c.created_at, jobs.c.id) < tuple_(created_at, job_id))
         statement = (
             select(jobs)
@@ -142,11 +132,11 @@ class JobRows:
         async def work(reading: Transaction) -> JobPage:
             rows = await reading.rows(statement)
             page = rows[: query.limit]
-            files = await _files(reading, [row["id"] for row in page])
+            files = await job_files(reading, [row["id"] for row in page])
             more = len(rows) > query.limit
             return JobPage(
                 items=tuple(to_job(row, files.get(row["id"], ())) for row in page),
-                next_cursor=_cursor(page[-1]["created_at"], page[-1]["id"]) if more else None,
+                next_cursor=cursor_after(page[-1]["created_at"], page[-1]["id"]) if more else None,
             )
 
         return await self._db.read(work)
@@ -161,15 +151,8 @@ class JobRows:
         """End a job and its open runs in one commit; the runs' ids. Nothing when it had ended."""
 
         async def work(writing: Transaction) -> Sequence[str]:
-            if not await move_job(
-                writing,
-                job_id,
-                to="cancelled",
-                event="cancelled",
-                data={"by": "caller"},
-                now=now,
-                finished_at=micros(now),
-            ):
+            moved = await move_job(writing, job_id, "cancelled", finished_at=micros(now))
+            if moved is None:
                 return []
             ended = await writing.rows(
                 update(runs)
@@ -181,6 +164,10 @@ class JobRows:
                 )
                 .returning(runs.c.id)
             )
+            await log_move(writing, moved, "cancelled", {"by": "caller"}, now)
+            for row in ended:
+                # its driver may be another gateway's
+                writing.tell("run_ended", row["id"])
             return [row["id"] for row in ended]
 
         return await self._db.write(work)
@@ -207,33 +194,22 @@ class JobRows:
         query = select(runs.c.id).where(runs.c.job_id == job_id, runs.c.cancel_pending).limit(1)
         return await self._db.read(lambda reading: reading.row(query)) is not None
 
+    async def is_open(self, job_id: str) -> bool:
+        """Whether the job is there and has not ended."""
+        query = select(jobs.c.status).where(jobs.c.id == job_id)
+        row = await self._db.read(lambda reading: reading.row(query))
+        return row is not None and row["status"] not in JOB_TERMINAL
+
     async def file(self, filename: str) -> Artifact | None:
         """The file of that name."""
-        query = select(artifacts).where(artifacts.c.filename == filename)
+        query = select(artifacts).where(artifacts.c.filename == storable(filename))
         row = await self._db.read(lambda reading: reading.row(query))
         return None if row is None else to_artifact(row)
 
 
-async def _files(reading: Transaction, job_ids: Sequence[str]) -> dict[str, list[Artifact]]:
+async def job_files(reading: Transaction, job_ids: Sequence[str]) -> dict[str, list[Artifact]]:
+    """Files of these jobs, by job."""
     found: dict[str, list[Artifact]] = {}
     for row in await reading.rows(_FILES, {"jobs": list(job_ids)}):
         found.setdefault(row["job_id"], []).append(to_artifact(row))
     return found
-
-
-def _cursor(created_at: int, job_id: str) -> str:
-    return base64.urlsafe_b64encode(f"{created_at}.{job_id}".encode()).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str) -> tuple[int, str]:
-    try:
-        plain = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-        created_at, _, job_id = plain.partition(".")
-        return int(created_at), str(uuid.UUID(job_id))
-    except (ValueError, binascii.Error):
-        wrong = FieldError(
-            field="cursor",
-            code="invalid_cursor",
-            message="use the next_cursor of an earlier answer, or leave it out to begin anew",
-        )
-        raise InvalidParameters([wrong]) from None

@@ -2,6 +2,7 @@
 
 import uuid
 from datetime import datetime
+from urllib.parse import urlsplit
 
 from sqlalchemy import RowMapping, bindparam, insert, update
 
@@ -37,6 +38,7 @@ async def job_ended(
     if counted is None or counted["ended"] != counted["total"]:
         return
     await transaction.execute(_FINISH, {"batch": batch_id, "finished_at": micros(now)})
+    transaction.changed(batch_id, "completed")
     if counted["webhook_url"] is not None:
         url = counted["webhook_url"]
         await _post(transaction, job, "batch.completed", url, now, batch_id=batch_id)
@@ -59,6 +61,7 @@ async def _post(
         "caller": job["caller"],
         "type": kind,
         "url": url,
+        "host": urlsplit(url).netloc.lower(),
         "job_id": job_id,
         "batch_id": batch_id,
         "status": "pending",

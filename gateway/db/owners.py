@@ -1,14 +1,21 @@
 """Who drives which run: replicas, their heartbeat, and runs changing hands."""
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
+    Executable,
     RowMapping,
     Select,
     and_,
+    bindparam,
+    case,
+    cast,
     delete,
     func,
     insert,
@@ -18,12 +25,78 @@ from sqlalchemy import (
     update,
 )
 
-from gateway.db.engine import Database, Transaction
+from gateway.db.engine import Database, Dialect, Transaction
 from gateway.db.records import micros
 from gateway.db.runs import OPEN
 from gateway.db.tables import replicas, runs
 
 UNDER_WAY = [state for state in OPEN if state != "waiting"]
+_SECOND = 1_000_000
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """What a replica finds when it says that it is alive."""
+
+    silent_s: float | None
+    """How long it had not said so; None: it was not written down any more."""
+    next_death_s: float | None
+    """When the next of the others is dead unless it beats before."""
+
+
+class Statements:
+    """The SQL of ownership, made once: to build it takes longer than to carry it out.
+
+    `clock` = what says who is alive, in microseconds.
+    """
+
+    def __init__(self, clock: ColumnElement[int]) -> None:
+        me = replicas.c.id == bindparam("me")
+        living = replicas.c.seen > clock - bindparam("lease", type_=BigInteger)
+        self.forget = delete(replicas).where(not_(living))
+        self.appear = insert(replicas).values(id=bindparam("me"), seen=clock)
+        self.seen = update(replicas).where(me).values(seen=clock)
+        self.silent = select((clock - replicas.c.seen).label("silent")).where(me)
+        self.youngest = select((func.min(replicas.c.seen) - clock).label("age")).where(
+            not_(me), living
+        )
+        others = not_(runs.c.owner.in_(select(replicas.c.id).where(living)))
+        free = or_(runs.c.owner.is_(None), and_(runs.c.owner != bindparam("me"), others))
+        self.under_way = select(runs.c.id).where(runs.c.state.in_(UNDER_WAY), free)
+        self.backlog = _backlog(free)
+        # what another replica is taking is left to it; several are locked in one order
+        # everywhere, so that nobody waits for one who waits for him
+        self.lock = (
+            select(runs.c.id)
+            .where(runs.c.id.in_(bindparam("ids", expanding=True)), runs.c.state.in_(OPEN), free)
+            .order_by(runs.c.id)
+            .with_for_update(skip_locked=True)
+        )
+
+
+@cache
+def statements(dialect: Dialect) -> Statements:
+    """The SQL of ownership for one kind of database."""
+    # on PostgreSQL the database's clock, elsewhere the `now` that comes with a call: there a lock
+    # proves that one process is alone
+    if dialect == "postgresql":
+        clock = cast(func.extract("epoch", func.clock_timestamp()) * _SECOND, BigInteger)
+        return Statements(clock)
+    return Statements(bindparam("now", type_=BigInteger))
+
+
+_MINE = select(runs.c.id, runs.c.job_id, runs.c.caller).where(
+    runs.c.owner == bindparam("me"), runs.c.state.in_(OPEN)
+)
+_MINE_UNDER_WAY = select(runs.c.id).where(
+    runs.c.owner == bindparam("me"), runs.c.state.in_(UNDER_WAY)
+)
+_UNOWNED = (
+    select(func.count().label("n"))
+    .select_from(runs)
+    .where(runs.c.state.in_(OPEN), runs.c.owner.is_(None))
+)
 
 
 class OwnerRows:
@@ -31,112 +104,133 @@ class OwnerRows:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._sql = statements(db.dialect)
 
-    async def enter(self, replica: str, now: datetime, *, alone: bool) -> None:
-        """Announce this replica; `alone` = no other one can be alive."""
+    async def enter(self, replica: str, now: datetime, lease: timedelta, *, alone: bool) -> None:
+        """Announce this replica and forget the dead ones; `alone` = every other one is dead."""
+        sql = self._sql
+        values = {"me": replica, "now": micros(now), "lease": lease // _MICROSECOND}
 
         async def work(writing: Transaction) -> None:
-            if alone:
-                await writing.execute(delete(replicas))
-            await writing.execute(insert(replicas), {"id": replica, "seen": micros(now)})
+            await writing.execute(delete(replicas) if alone else sql.forget, values)
+            await writing.execute(sql.appear, values)
 
         await self._db.write(work)
 
-    async def beat(self, replica: str, now: datetime) -> None:
+    async def beat(self, replica: str, now: datetime, lease: timedelta) -> Beat:
         """Say that this replica is alive."""
+        sql = self._sql
+        values = {"me": replica, "now": micros(now), "lease": lease // _MICROSECOND}
 
-        async def work(writing: Transaction) -> None:
-            beat = update(replicas).where(replicas.c.id == replica).values(seen=micros(now))
-            if await writing.matched(beat) == 0:
-                # taken for dead meanwhile: its runs have gone with a new epoch, new ones may come
-                await writing.execute(insert(replicas), {"id": replica, "seen": micros(now)})
+        async def work(writing: Transaction) -> Beat:
+            before = await writing.row(sql.silent, values)
+            # taken for dead meanwhile: its runs have gone with a new epoch, new ones may come
+            await writing.execute(sql.appear if before is None else sql.seen, values)
+            others = await writing.row(sql.youngest, values)
+            age = None if others is None else others["age"]
+            return Beat(
+                silent_s=None if before is None else before["silent"] / _SECOND,
+                next_death_s=None if age is None else age / _SECOND + lease.total_seconds(),
+            )
 
-        await self._db.write(work)
+        return await self._db.write(work)
 
     async def leave(self, replica: str) -> None:
         """Give every open run back at once; no death is counted for any."""
+        mine = select(runs.c.id).where(runs.c.owner == replica, runs.c.state.in_(OPEN))
 
         async def work(writing: Transaction) -> None:
-            await writing.execute(
-                update(runs)
-                .where(runs.c.owner == replica, runs.c.state.in_(OPEN))
-                .values(owner=None)
-            )
+            # in one order everywhere: see `take_over`
+            rows = await writing.rows(mine.order_by(runs.c.id).with_for_update())
+            if rows:
+                given_back = update(runs).where(runs.c.owner == replica, runs.c.state.in_(OPEN))
+                await writing.execute(given_back.values(owner=None))
+                writing.tell("unowned")
             await writing.execute(delete(replicas).where(replicas.c.id == replica))
 
         await self._db.write(work)
 
     async def take_over(
-        self, replica: str, *, dead_since: datetime, room: int, room_of: Callable[[str], int]
+        self,
+        replica: str,
+        now: datetime,
+        *,
+        lease: timedelta,
+        room: int,
+        room_of: Callable[[str, int], int],
     ) -> Sequence[RowMapping]:
         """Make runs of dead owners, and unowned ones, this replica's: id, job, state, caller.
 
-        A replica not seen since `dead_since` is dead, and so is one without a row. Runs under way
-        are taken whatever the room: capacity bounds them. Of waiting ones as many as there is room,
-        and for each caller as many as `room_of` says. An owner that died while it collected a run's
-        files has that counted against the run.
+        A replica not seen for `lease` is dead, and so is one without a row. Runs under way are
+        taken whatever the room: capacity bounds them. Of waiting ones as many as there is room, and
+        for each caller as many as `room_of` says of it and the run's priority. An owner that died
+        while it collected a run's files has that counted against the run.
         """
-        alive = select(replicas.c.id).where(replicas.c.seen > micros(dead_since))
-        free = or_(
-            runs.c.owner.is_(None), and_(runs.c.owner != replica, not_(runs.c.owner.in_(alive)))
-        )
-        waiting = _backlog(free, room)
-        under_way = select(runs.c.id).where(runs.c.state.in_(UNDER_WAY), free)
-        collecting = and_(runs.c.state == "produced", runs.c.owner.is_not(None))
+        sql = self._sql
+        values = {"me": replica, "now": micros(now), "lease": lease // _MICROSECOND}
 
         async def work(writing: Transaction) -> Sequence[RowMapping]:
-            ids: list[str] = [row["id"] for row in await writing.rows(under_way)]
+            ids: list[str] = [row["id"] for row in await writing.rows(sql.under_way, values)]
             if room > 0:
                 ids += [
                     row["id"]
-                    for row in await writing.rows(waiting)
-                    if row["place"] <= room_of(row["caller"])
+                    for row in await writing.rows(sql.backlog, {**values, "room": room})
+                    if row["place"] <= room_of(row["caller"], row["priority"])
                 ]
             if not ids:
                 return []
-            mine = and_(runs.c.id.in_(ids), runs.c.state.in_(OPEN), free)
-            await writing.execute(
-                update(runs).where(mine, collecting).values(deaths=runs.c.deaths + 1)
-            )
-            return await writing.rows(
-                update(runs)
-                .where(mine)
-                .values(owner=replica, epoch=runs.c.epoch + 1)
-                .returning(runs.c.id, runs.c.job_id, runs.c.state, runs.c.caller)
-            )
+            mine = await writing.rows(sql.lock, {**values, "ids": ids})
+            locked: list[str] = [row["id"] for row in mine]
+            return await writing.rows(_taken_by(replica, locked)) if locked else []
 
         return await self._db.write(work)
 
+    async def open_runs(self, replica: str) -> Sequence[RowMapping]:
+        """Every open run of this replica: id, job, caller."""
+        values = {"me": replica}
+        return await self._db.read(lambda reading: reading.rows(_MINE, values))
+
     async def unowned(self) -> int:
         """How many open runs nobody owns."""
-        query = (
-            select(func.count().label("n"))
-            .select_from(runs)
-            .where(runs.c.state.in_(OPEN), runs.c.owner.is_(None))
-        )
-        row = await self._db.read(lambda reading: reading.row(query))
+        row = await self._db.read(lambda reading: reading.row(_UNOWNED))
         return 0 if row is None else int(row["n"])
 
     async def under_way(self, replica: str) -> Sequence[str]:
         """Runs of this replica that have a place."""
-        query = select(runs.c.id).where(runs.c.owner == replica, runs.c.state.in_(UNDER_WAY))
-        rows = await self._db.read(lambda reading: reading.rows(query))
+        values = {"me": replica}
+        rows = await self._db.read(lambda reading: reading.rows(_MINE_UNDER_WAY, values))
         return [row["id"] for row in rows]
 
 
-def _backlog(free: ColumnElement[bool], room: int) -> Select[Any, Any, Any]:
+def _backlog(free: ColumnElement[bool]) -> Select[Any, Any, Any, Any]:
     """Waiting runs that are free, every caller's first before anybody's second."""
     place = func.row_number().over(
         partition_by=runs.c.caller,
         order_by=(runs.c.priority.desc(), runs.c.created_at, runs.c.id),
     )
     backlog = (
-        select(runs.c.id, runs.c.caller, place.label("place"))
+        select(runs.c.id, runs.c.caller, runs.c.priority, place.label("place"))
         .where(runs.c.state == "waiting", free)
         .subquery()
     )
     return (
-        select(backlog.c.id, backlog.c.caller, backlog.c.place)
+        select(backlog.c.id, backlog.c.caller, backlog.c.priority, backlog.c.place)
         .order_by(backlog.c.place, backlog.c.id)
-        .limit(max(0, room))
+        .limit(bindparam("room"))
+    )
+
+
+def _taken_by(replica: str, ids: Sequence[str]) -> Executable:
+    collecting = and_(runs.c.state == "produced", runs.c.owner.is_not(None))
+    return (
+        update(runs)
+        .where(runs.c.id.in_(ids))
+        .values(
+            owner=replica,
+            epoch=runs.c.epoch + 1,
+            deaths=case((collecting, runs.c.deaths + 1), else_=runs.c.deaths),
+            # the former owner may have asked for its start: see `Run.handed_over`
+            granted_at=case((runs.c.state == "granted", None), else_=runs.c.granted_at),
+        )
+        .returning(runs.c.id, runs.c.job_id, runs.c.state, runs.c.caller)
     )

@@ -18,6 +18,12 @@ _OUTCOME = TypeAdapter(Outcome)
 _PRODUCED = TypeAdapter(Produced)
 
 
+def storable(text: str, longest: int | None = None) -> str:
+    """A foreign text as a row can hold it: PostgreSQL takes no NUL, and no more than fits."""
+    clean = text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+    return clean if longest is None else clean[:longest]
+
+
 def micros(at: datetime) -> int:
     """A time as it is stored."""
     return (at - _EPOCH) // _MICROSECOND
@@ -122,12 +128,15 @@ def to_run(row: Row) -> Run:
         created_at=moment(row["created_at"]),
         not_before=moment(row["not_before"]),
         deadline_at=moment(row["deadline_at"]),
+        handed_over=row["state"] == "granted" and row["granted_at"] is None,
     )
 
 
 def to_artifact(row: Row) -> Artifact:
     """A file from its row."""
-    return Artifact(**{name: row[name] for name in Artifact.__dataclass_fields__})
+    columns: dict[str, Any] = {name: row[name] for name in Artifact.__dataclass_fields__}
+    columns["removed_at"] = _maybe(row["removed_at"])
+    return Artifact(**columns)
 
 
 def to_event(row: Row) -> JobEvent:

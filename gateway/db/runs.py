@@ -6,11 +6,21 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import JsonValue
-from sqlalchemy import RowMapping, and_, bindparam, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    RowMapping,
+    and_,
+    bindparam,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from gateway.db.engine import Database, Transaction
-from gateway.db.job_log import move_job, note
-from gateway.db.records import micros, outcome_json, produced_json, to_run
+from gateway.db.job_log import log_move, move_job, note
+from gateway.db.records import Row, micros, moment, outcome_json, produced_json, storable, to_run
 from gateway.db.tables import artifacts, jobs, runs
 from gateway.job import (
     RUN_MOVES,
@@ -18,6 +28,8 @@ from gateway.job import (
     Artifact,
     Call,
     JobError,
+    JobStatus,
+    NewJob,
     Outcome,
     Produced,
     Run,
@@ -29,6 +41,18 @@ OPEN: tuple[RunState, ...] = tuple(state for state in RUN_MOVES if state not in 
 _RUN = select(runs, jobs.c.call).join(jobs, jobs.c.id == runs.c.job_id)
 _OPEN_RUN = _RUN.where(
     runs.c.id == bindparam("run"), runs.c.owner == bindparam("owner"), runs.c.state.in_(OPEN)
+)
+# made once, as they are asked for every few seconds, work or none
+_OVERDUE = _RUN.where(
+    runs.c.state == "waiting",
+    runs.c.owner == bindparam("owner"),
+    runs.c.deadline_at <= bindparam("now"),
+).limit(bindparam("limit"))
+_TO_CANCEL = (
+    select(runs.c.id, runs.c.backend, runs.c.reference)
+    .where(runs.c.cancel_pending)
+    .order_by(runs.c.ended_at, runs.c.id)
+    .limit(bindparam("limit"))
 )
 _GUARDED = update(runs).where(
     runs.c.id == bindparam("run"),
@@ -76,18 +100,15 @@ class RunRows:
         """
 
         async def work(writing: Transaction) -> None:
-            await _move(writing, run, "started", reference=reference, started_at=micros(now))
-            data: dict[str, JsonValue] = {"backend": run.backend, "attempt": run.attempt}
-            await _move_job_of(
-                writing,
-                run,
-                to="processing",
-                event="processing",
-                data=data,
-                now=now,
-                # a later attempt leaves the time of the first as it is
-                **({"started_at": micros(now)} if run.attempt == 0 and run.stage == 0 else {}),
+            # a later attempt leaves the time of the first as it is
+            first = run.attempt == 0 and run.stage == 0
+            begun = {"started_at": micros(now)} if first else {}
+            moved = await _move_job_of(writing, run, "processing", **begun)
+            await _move(
+                writing, run, "started", reference=storable(reference), started_at=micros(now)
             )
+            data: dict[str, JsonValue] = {"backend": run.backend, "attempt": run.attempt}
+            await log_move(writing, moved, "processing", data, now)
 
         await self._db.write(work)
         return replace(run, state="started", reference=reference)
@@ -96,9 +117,10 @@ class RunRows:
         """How far it got, and that it was seen executing. Raises OwnershipLost."""
 
         async def work(writing: Transaction) -> None:
-            await _guarded(writing, run, executed=True)
-            # the guarded write before it holds the run: nobody can have ended the job meanwhile
+            # the guarded write after it fails, and takes this with it, when the job has ended
             await writing.execute(_PROGRESS, {"job": run.job_id, "progress": fraction})
+            await _guarded(writing, run, executed=True)
+            writing.tell("progress", run.job_id, str(fraction))
 
         await self._db.write(work)
 
@@ -117,20 +139,19 @@ class RunRows:
         """Every file is verified: run and job are done, in one commit. Raises OwnershipLost."""
 
         async def work(writing: Transaction) -> None:
-            await _move(writing, run, "delivered", ended_at=micros(now))
-            if files:
-                await writing.execute(insert(artifacts), [asdict(file) for file in files])
-            await _move_job_of(
+            moved = await _move_job_of(
                 writing,
                 run,
-                to="completed",
-                event="completed",
-                data={"files": len(files), "engine": outcome.engine},
-                now=now,
+                "completed",
                 outcome=outcome_json(outcome),
                 progress=1.0,
                 finished_at=micros(now),
             )
+            await _move(writing, run, "delivered", ended_at=micros(now))
+            data: dict[str, JsonValue] = {"files": len(files), "engine": outcome.engine}
+            await log_move(writing, moved, "completed", data, now)
+            if files:
+                await writing.execute(insert(artifacts), [asdict(file) for file in files])
 
         await self._db.write(work)
 
@@ -138,27 +159,18 @@ class RunRows:
         """Run and job end in failure. Raises OwnershipLost."""
 
         async def work(writing: Transaction) -> None:
-            await _move(
+            moved = await _move_job_of(
                 writing,
                 run,
                 "failed",
-                ended_at=micros(now),
-                error_code=error.code,
-                error_message=error.message,
-                cancel_pending=tell_backend and run.backend is not None,
-            )
-            await _move_job_of(
-                writing,
-                run,
-                to="failed",
-                event="failed",
-                data={"code": error.code, "message": error.message},
-                now=now,
-                error_code=error.code,
-                error_message=error.message,
+                error_code=storable(error.code, 100),
+                error_message=storable(error.message),
                 error_kind=error.kind,
                 finished_at=micros(now),
             )
+            await _fail(writing, run, error, now, tell_backend=tell_backend)
+            data: dict[str, JsonValue] = {"code": error.code, "message": error.message}
+            await log_move(writing, moved, "failed", data, now)
 
         await self._db.write(work)
 
@@ -166,16 +178,9 @@ class RunRows:
         """It was cancelled where it ran: its job ends so. Raises OwnershipLost."""
 
         async def work(writing: Transaction) -> None:
+            moved = await _move_job_of(writing, run, "cancelled", finished_at=micros(now))
             await _move(writing, run, "cancelled", ended_at=micros(now))
-            await _move_job_of(
-                writing,
-                run,
-                to="cancelled",
-                event="cancelled",
-                data={"by": "backend"},
-                now=now,
-                finished_at=micros(now),
-            )
+            await log_move(writing, moved, "cancelled", {"by": "backend"}, now)
 
         await self._db.write(work)
 
@@ -209,41 +214,31 @@ class RunRows:
         )
 
         async def work(writing: Transaction) -> None:
-            await _move(
-                writing,
-                run,
-                "failed",
-                ended_at=micros(now),
-                error_code=error.code,
-                error_message=error.message,
-                cancel_pending=tell_backend and run.backend is not None,
-            )
-            await writing.execute(insert(runs), following)
             await writing.execute(_PROGRESS, {"job": run.job_id, "progress": 0.0})
+            await _fail(writing, run, error, now, tell_backend=tell_backend)
+            await writing.execute(insert(runs), following)
             await note(writing, run.job_id, "retrying", _retrying(run, error, not_before, now), now)
+            writing.tell("room")
 
         await self._db.write(work)
         return identifier
 
+    async def next_deadline(self, owner: str) -> datetime | None:
+        """The earliest deadline of the runs that wait here or for an owner."""
+        query = select(func.min(runs.c.deadline_at).label("at")).where(_waits_for(owner))
+        row = await self._db.read(lambda reading: reading.row(query))
+        return None if row is None or row["at"] is None else moment(row["at"])
+
     async def overdue(self, owner: str, now: datetime, limit: int) -> list[Run]:
-        """This owner's runs that wait and may no longer: their deadline has passed."""
-        query = _RUN.where(
-            runs.c.state == "waiting",
-            runs.c.owner == owner,
-            runs.c.deadline_at <= micros(now),
-        ).limit(limit)
+        """Runs that wait here or for an owner and may no longer: their deadline has passed."""
+        query = _RUN.where(_waits_for(owner), runs.c.deadline_at <= micros(now)).limit(limit)
         rows = await self._db.read(lambda reading: reading.rows(query))
         return [to_run(row) for row in rows]
 
     async def to_cancel(self, limit: int) -> Sequence[RowMapping]:
         """Ended runs whose backend was not told yet: id, backend, reference."""
-        query = (
-            select(runs.c.id, runs.c.backend, runs.c.reference)
-            .where(runs.c.cancel_pending)
-            .order_by(runs.c.ended_at, runs.c.id)
-            .limit(limit)
-        )
-        return await self._db.read(lambda reading: reading.rows(query))
+        values = {"limit": limit}
+        return await self._db.read(lambda reading: reading.rows(_TO_CANCEL, values))
 
     async def told(self, identifier: str) -> None:
         """The backend knows that the run is over."""
@@ -252,6 +247,7 @@ class RunRows:
             await writing.execute(
                 update(runs).where(runs.c.id == identifier).values(cancel_pending=False)
             )
+            writing.tell("room")
 
         await self._db.write(work)
 
@@ -269,6 +265,10 @@ class RunRows:
         return await self._db.write(work) > 0
 
 
+def _waits_for(owner: str) -> ColumnElement[bool]:
+    return and_(runs.c.state == "waiting", or_(runs.c.owner == owner, runs.c.owner.is_(None)))
+
+
 def _retrying(
     run: Run, error: JobError, not_before: datetime, now: datetime
 ) -> dict[str, JsonValue]:
@@ -280,6 +280,23 @@ def _retrying(
         "attempt": run.attempt + 1,
         "in_s": round(max(0.0, (not_before - now).total_seconds()), 3),
     }
+
+
+def first_run(new: NewJob, job: Row, owner: str | None) -> dict[str, Any]:
+    """The row of the run a job just submitted begins with; `job` is the job's own row."""
+    return waiting_row(
+        new.call,
+        id=run_id(new.id, 0, 0),
+        job_id=new.id,
+        stage=0,
+        attempt=0,
+        caller=new.caller,
+        priority=new.priority,
+        owner=owner,
+        created_at=job["created_at"],
+        not_before=job["created_at"],
+        deadline_at=job["deadline_at"],
+    )
 
 
 def waiting_row(call: Call, **columns: Any) -> dict[str, Any]:  # noqa: ANN401  # column values
@@ -304,13 +321,35 @@ async def _move(writing: Transaction, run: Run, to: RunState, **columns: Any) ->
     await _guarded(writing, run, state=to, **columns)
 
 
+async def _fail(
+    writing: Transaction, run: Run, error: JobError, now: datetime, *, tell_backend: bool
+) -> None:
+    await _move(
+        writing,
+        run,
+        "failed",
+        ended_at=micros(now),
+        error_code=storable(error.code, 100),
+        error_message=storable(error.message),
+        cancel_pending=tell_backend and run.backend is not None,
+    )
+
+
 async def _guarded(writing: Transaction, run: Run, **columns: Any) -> None:  # noqa: ANN401
     mine = {"run": run.id, "run_epoch": run.epoch, "run_state": run.state}
     if await writing.matched(_GUARDED, {**mine, **columns}) == 0:
         raise OwnershipLost(run.id)
 
 
-async def _move_job_of(writing: Transaction, run: Run, **move: Any) -> None:  # noqa: ANN401
-    if not await move_job(writing, run.job_id, **move):
-        # an open run under an ended job cannot be: both end in one commit. Roll back all the same
+async def _move_job_of(
+    writing: Transaction,
+    run: Run,
+    to: JobStatus,
+    **columns: Any,  # noqa: ANN401  # column values
+) -> RowMapping:
+    """Move the job first: whoever writes to a run and its job locks them in that order."""
+    moved = await move_job(writing, run.job_id, to, **columns)
+    if moved is None:
+        # the job was ended by another hand, and this run with it
         raise OwnershipLost(run.id)
+    return moved

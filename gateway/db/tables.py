@@ -114,6 +114,7 @@ runs = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("not_before", BigInteger, nullable=False),
     Column("deadline_at", BigInteger, nullable=False),
+    # by placement to its present owner: null again once a granted run has changed hands
     Column("granted_at", BigInteger),
     Column("started_at", BigInteger),
     Column("ended_at", BigInteger),
@@ -142,6 +143,8 @@ artifacts = Table(
     Column("width", Integer),
     Column("height", Integer),
     Column("frames", Integer),
+    # written before the file is deleted: what the row names as there is there
+    Column("removed_at", BigInteger),
     Index("ix_artifacts_filename", "filename", unique=True),
 )
 
@@ -181,6 +184,8 @@ webhook_events = Table(
     Column("caller", String(100), nullable=False),
     Column("type", String(50), nullable=False),
     Column("url", Text, nullable=False),
+    # who is asked, `name:port`: what is due elsewhere is found without looking at a dead one's
+    Column("host", Text, nullable=False),
     Column("job_id", String(36), ForeignKey("jobs.id", ondelete="CASCADE"), index=True),
     Column("batch_id", String(36), ForeignKey("batches.id", ondelete="CASCADE"), index=True),
     Column("status", String(16), nullable=False),
@@ -189,6 +194,7 @@ webhook_events = Table(
     Column("next_at", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("delivered_at", BigInteger),
+    Index("ix_webhook_events_caller_created_at_id", "caller", "created_at", "id"),
 )
 Index(
     "ix_webhook_events_due",

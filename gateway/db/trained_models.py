@@ -6,7 +6,7 @@ from sqlalchemy import insert, select
 
 from gateway.clock import Clock, SystemClock
 from gateway.db.engine import AlreadyThere, Database, Transaction
-from gateway.db.records import Row, micros, moment
+from gateway.db.records import Row, micros, moment, storable
 from gateway.db.tables import trained_models
 from gateway.errors import Conflict
 from gateway.job import TrainedModel
@@ -24,10 +24,10 @@ class TrainedModels:
     ) -> TrainedModel:
         """Register a LoRA. Raises Conflict when the name is taken."""
         values: dict[str, Any] = {
-            "name": name,
-            "lora": lora,
-            "trigger_word": trigger_word,
-            "base_model": base_model,
+            "name": storable(name),
+            "lora": storable(lora),
+            "trigger_word": None if trigger_word is None else storable(trigger_word),
+            "base_model": storable(base_model),
             "created_at": micros(self._clock.now()),
         }
 

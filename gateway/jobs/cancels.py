@@ -47,8 +47,8 @@ class Cancels:
                 self._woken.clear()
                 try:
                     await self._look()
-                except DatabaseUnavailable:
-                    _log.warning("cancels: the database does not answer", exc_info=True)
+                except DatabaseUnavailable as error:
+                    _log.warning("cancels: the database does not answer (%s)", error)
                 try:
                     async with asyncio.timeout(self._sweep_s):
                         await self._woken.wait()

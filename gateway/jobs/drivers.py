@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 from gateway.db import DatabaseUnavailable
@@ -29,6 +29,9 @@ class Drivers:
 
     def __contains__(self, run_id: object) -> bool:
         return run_id in self._driving
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._driving)
 
     def spawn(self, run_id: str) -> None:
         """Drive a run; one that is being driven is looked at once more afterwards."""
@@ -70,8 +73,8 @@ class Drivers:
         while True:
             try:
                 await self._drive(run_id)
-            except DatabaseUnavailable:
-                _log.warning("run %s: the database does not answer", run_id, exc_info=True)
+            except DatabaseUnavailable as error:
+                _log.warning("run %s: the database does not answer (%s)", run_id, error)
             except Exception:  # noqa: BLE001  # a bug of ours must not leave a run undriven
                 _log.exception("run %s: its driver failed", run_id)
             else:

@@ -1,18 +1,18 @@
 """The one door of this package: durable jobs, from submit to file."""
 
 import asyncio
-import logging
 import random
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import cast
 
-from gateway.backends.base import Backend, Progressed
+from gateway.backends.base import Backend
 from gateway.clock import Clock
-from gateway.db import AlreadyThere, Database, DatabaseUnavailable, JobChange
+from gateway.db import AlreadyThere, Database, DatabaseUnavailable, JobChange, Notice
 from gateway.db.jobs import JobRows
-from gateway.db.runs import OwnershipLost, RunRows
+from gateway.db.runs import RunRows
 from gateway.errors import Conflict, IdempotencyKeyReused
 from gateway.job import (
     JOB_TERMINAL,
@@ -22,25 +22,27 @@ from gateway.job import (
     JobEvent,
     JobPage,
     JobQuery,
+    JobStatus,
     NewJob,
 )
+from gateway.jobs.batches import Batches
 from gateway.jobs.cancels import Cancels
+from gateway.jobs.deadlines import Deadlines
 from gateway.jobs.drivers import Drivers
 from gateway.jobs.files import FileNames, RunFiles
 from gateway.jobs.ownership import Ownership
 from gateway.jobs.patience import Patience
 from gateway.jobs.placement import Placement
-from gateway.jobs.runner import Engine, deadline_exceeded, drive
+from gateway.jobs.previews import Previews
+from gateway.jobs.runner import Engine, drive
 from gateway.jobs.settings import JobSettings
 from gateway.jobs.wait import Hub
+from gateway.jobs.watch import Story
 from gateway.storage.base import Storage
 
 __all__ = ["FileNames", "JobSettings", "Jobs"]
 
-_log = logging.getLogger(__name__)
-
 DELETE_PATIENCE_S = 5.0
-OVERDUE_AT_ONCE = 100
 
 
 class Jobs:
@@ -68,17 +70,16 @@ class Jobs:
         self._rows = JobRows(db)
         self._run_rows = RunRows(db)
         self._hub = Hub()
-        self._ownership = Ownership(
-            replica=str(uuid.UUID(int=self._rng.getrandbits(128), version=4)),
-            db=db,
-            settings=settings,
-            clock=clock,
-            taken=self._taken,
-        )
-        self._placement = Placement(
-            db=db, backends=by_name, settings=settings, clock=clock, granted=self._granted
-        )
+        self._previews = Previews(self._hub.previewed)
+        self._ownership = self._make_ownership()
+        self._placement = self._make_placement(by_name)
         self._drivers = Drivers(self._drive, self._patience)
+        self._deadlines = Deadlines(
+            owner=self._ownership.replica,
+            rows=self._run_rows,
+            clock=clock,
+            sweep_s=settings.sweep_s,
+        )
         self._engine = self._make_engine(by_name, RunFiles(storage, names, settings.slot_lifetime))
         self._cancels = Cancels(
             rows=self._run_rows,
@@ -86,10 +87,44 @@ class Jobs:
             starting=self._engine.starting,
             patience=self._patience,
             sweep_s=settings.sweep_s,
-            room_made=lambda: self._placement.wake(queued=False),
+            room_made=lambda: self._placement.wake(room=True),
         )
+        self.batches = self._make_batches()
         self._loops: list[asyncio.Task[None]] = []
         db.listen(self._changed)
+        db.on_notice(self._heard)
+
+    def _make_batches(self) -> Batches:
+        return Batches(
+            db=self._db,
+            ownership=self._ownership,
+            hub=self._hub,
+            clock=self._clock,
+            poll_s=self._settings.poll_s,
+            run_ended=self._run_ended,
+            delete=self.delete,
+        )
+
+    def _make_ownership(self) -> Ownership:
+        return Ownership(
+            replica=str(uuid.UUID(int=self._rng.getrandbits(128), version=4)),
+            db=self._db,
+            settings=self._settings,
+            clock=self._clock,
+            taken=self._taken,
+            driven=lambda: self._drivers,
+            lost=self._run_ended,
+        )
+
+    def _make_placement(self, backends: Mapping[str, Backend]) -> Placement:
+        return Placement(
+            replica=self._ownership.replica,
+            db=self._db,
+            backends=backends,
+            settings=self._settings,
+            clock=self._clock,
+            granted=self._granted,
+        )
 
     def _make_engine(self, backends: Mapping[str, Backend], files: RunFiles) -> Engine:
         return Engine(
@@ -98,11 +133,13 @@ class Jobs:
             backends=backends,
             files=files,
             hub=self._hub,
+            previews=self._previews,
             placement=self._placement,
             settings=self._settings,
             clock=self._clock,
             rng=self._rng,
             starting=set(),
+            doubtful=set(),
             in_background=self._drivers.in_background,
             tell_backends=self._tell_backends,
         )
@@ -114,13 +151,15 @@ class Jobs:
             self._placement.run(),
             self._cancels.run(),
             self._ownership.run(),
-            self._expire(),
+            self._deadlines.run(),
+            self._db.hear(),
         ):
             self._loops.append(asyncio.create_task(loop))
 
     async def stop(self) -> None:
         """Give the runs back as they are; nothing is cancelled anywhere."""
         await self._drivers.stop()
+        await self._previews.close()
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
@@ -133,16 +172,28 @@ class Jobs:
 
         Raises IdempotencyKeyReused.
         """
-        owner = self._ownership.admit(new.id, new.caller)
+        owner = self._ownership.admit(new.id, new.caller, new.priority)
         try:
-            job = await self._rows.insert(new, owner=owner, now=self._clock.now())
+            job = await self._insert(new, owner)
         except AlreadyThere:
-            self._ownership.ended(new.id)
-            return await self._made_before(new), True
+            # by a commit of ours whose answer was lost, or by an earlier call
+            job = await self.get(new.id)
+            if job is None:
+                self._ownership.ended(new.id)
+                return await self._made_before(new), True
         except DatabaseUnavailable:
             self._ownership.ended(new.id)
+            self._ownership.uncertain()
             raise
+        self._deadlines.added(new.deadline_s)
         return job, False
+
+    async def _insert(self, new: NewJob, owner: str | None) -> Job:
+        try:
+            return await self._rows.insert(new, owner=owner, now=self._clock.now())
+        except DatabaseUnavailable:
+            # the connection may have broken at the commit: the same id is written once
+            return await self._rows.insert(new, owner=owner, now=self._clock.now())
 
     async def find(self, caller: str, key: str, request_hash: str | None) -> Job | None:
         """The job an idempotency key stands for. Raises IdempotencyKeyReused."""
@@ -166,8 +217,14 @@ class Jobs:
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         with self._hub.listen(job_id, every_change=False) as listener:
+            job: Job | None = None
             while True:
-                job = await self.get(job_id)
+                try:
+                    job = await self.get(job_id)
+                except DatabaseUnavailable:
+                    # one that is away for a while breaks off no call that waits
+                    if job is None:
+                        raise
                 left = until - loop.time()
                 if job is None or job.status in JOB_TERMINAL or left <= 0:
                     return job
@@ -181,9 +238,7 @@ class Jobs:
     async def cancel(self, job_id: str) -> Job | None:
         """End a job that has not ended; one that has is left as it is."""
         for run_id in await self._rows.cancel(job_id, self._clock.now()):
-            # a start on its way is let go on: its cancel must not overtake it
-            if run_id not in self._engine.starting:
-                self._drivers.interrupt(run_id)
+            self._run_ended(run_id)
         return await self.get(job_id)
 
     async def delete(self, job_id: str) -> bool:
@@ -197,36 +252,36 @@ class Jobs:
         await self._engine.files.remove(job, await self._rows.attempts(job_id))
         return await self._rows.delete(job_id)
 
-    async def watch(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
-        """The job's log from entry `after` on, live, with progress; ends after the last entry."""
-        n, over = after, False
-        with self._hub.listen(job_id, every_change=True) as listener:
-            while True:
-                listener.changed = False
-                events = await self._rows.events(job_id, n)
-                for event in events:
-                    n = event.n
+    async def watch(
+        self, job_id: str, after: int = 0, *, previews: bool = False
+    ) -> AsyncIterator[JobEvent]:
+        """The job's log from entry `after` on, live, with progress; ends after the last entry.
+
+        With `previews` also what its run looks like so far, while this gateway drives it.
+        """
+        with (
+            self._hub.listen(job_id, every_change=True, previews=previews) as listener,
+            self._previews.wanted(job_id, previews=previews),
+        ):
+            story = Story(
+                job_id,
+                after,
+                rows=self._rows,
+                listener=listener,
+                poll_s=self._settings.poll_s,
+                clock=self._clock,
+            )
+            async with aclosing(story.events()) as events:
+                async for event in events:
                     yield event
-                    if event.type in JOB_TERMINAL:
-                        return
-                if not events:
-                    if over:
-                        return
-                    # the end may be written between two reads: its entry is looked for once more
-                    job = await self._rows.get(job_id)
-                    over = job is None or job.status in JOB_TERMINAL
-                    if not over and listener.progress is None:
-                        await listener.wait(self._settings.poll_s)
-                if listener.changed:
-                    # the log has grown: its entry (a new attempt, say) comes before the progress
-                    continue
-                progress = listener.take_progress()
-                if progress is not None:
-                    yield _progress_event(job_id, n, progress, self._clock)
 
     async def file(self, filename: str) -> Artifact | None:
         """The file served under that name."""
         return await self._rows.file(filename)
+
+    async def takes_files(self, job_id: str) -> bool:
+        """Whether the job is there and has not ended."""
+        return await self._rows.is_open(job_id)
 
     def counts(self) -> JobCounts:
         """How much is open here."""
@@ -235,7 +290,7 @@ class Jobs:
 
     def look_again(self) -> None:
         """A backend's capacity or readiness changed: place without waiting for the next look."""
-        self._placement.wake(queued=True)
+        self._placement.wake(queued=True, room=True)
 
     async def _made_before(self, new: NewJob) -> Job:
         if new.idempotency_key is not None:
@@ -269,6 +324,12 @@ class Jobs:
         if owner == self._ownership.replica:
             self._drivers.spawn(run_id)
 
+    def _run_ended(self, run_id: str) -> None:
+        """It was ended, or taken, by another hand than its driver's."""
+        # a start on its way is let go on: its cancel must not overtake it
+        if run_id not in self._engine.starting:
+            self._drivers.interrupt(run_id)
+
     def _tell_backends(self) -> None:
         self._cancels.wake()
 
@@ -279,7 +340,34 @@ class Jobs:
             self._placement.wake(queued=True)
         elif change.status in JOB_TERMINAL:
             self._ownership.ended(change.job_id)
+            # only now does its row take no room any more
+            self._placement.wake(room=True)
             if change.status == "cancelled":
+                self._cancels.wake()
+
+    def _heard(self, notice: Notice) -> None:
+        """Another gateway committed something, or may have."""
+        match notice.kind:
+            case "job":
+                change = JobChange(job_id=notice.id, status=cast("JobStatus", notice.value))
+                self._hub.changed(change)
+                if change.status in JOB_TERMINAL:
+                    self._ownership.ended(notice.id)
+                    self._placement.wake(room=True)
+            case "progress":
+                self._hub.progressed_elsewhere(notice.id, float(notice.value))
+            case "run_ended":
+                self._run_ended(notice.id)
+            case "granted":
+                self._granted(notice.id, notice.value)
+            case "unowned":
+                self._ownership.look(notice.value)
+            case "room":
+                self._placement.wake(room=True)
+            case "missed":
+                self._hub.wake_all()
+                self._placement.wake(queued=True, room=True)
+                self._ownership.look()
                 self._cancels.wake()
 
     def _with_progress(self, job: Job) -> Job:
@@ -287,33 +375,3 @@ class Jobs:
         if live is None or job.status != "processing":
             return job
         return replace(job, progress=live.fraction)
-
-    async def _expire(self) -> None:
-        """End jobs that wait beyond their deadline; those under way see to it themselves."""
-        while True:
-            await asyncio.sleep(min(1.0, self._settings.sweep_s))
-            try:
-                now = self._clock.now()
-                for run in await self._run_rows.overdue(
-                    self._ownership.replica, now, OVERDUE_AT_ONCE
-                ):
-                    try:
-                        await self._run_rows.failed(
-                            run, deadline_exceeded(), now, tell_backend=False
-                        )
-                    except OwnershipLost:
-                        # placed or cancelled meanwhile
-                        continue
-            except DatabaseUnavailable:
-                _log.warning("deadlines: the database does not answer", exc_info=True)
-
-
-def _progress_event(job_id: str, n: int, progress: Progressed, clock: Clock) -> JobEvent:
-    data: dict[str, Any] = {
-        "fraction": progress.fraction,
-        "node": progress.node,
-        "step": progress.step,
-        "steps": progress.steps,
-    }
-    # it bears the number of the entry before it: a replay after that number misses nothing stored
-    return JobEvent(job_id=job_id, n=n, type="progress", data=data, at=clock.now())

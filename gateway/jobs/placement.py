@@ -27,8 +27,14 @@ class _Round:
     grants: Sequence[Grant]
     stuck: Mapping[str, str]
     """Workflows by digest that wait and that no backend can carry out."""
+    why: Mapping[str, str]
+    """By digest, what the stuck ones wait for as of this look; none where it did not look."""
+    held: Sequence[str] = ()
+    """Runs whose callers have as many under way as may be."""
     left: bool
     """Something waits still."""
+    full: bool
+    """No backend has room for another one."""
 
 
 class Placement:
@@ -37,12 +43,14 @@ class Placement:
     def __init__(
         self,
         *,
+        replica: str,
         db: Database,
         backends: Mapping[str, Backend],
         settings: JobSettings,
         clock: Clock,
         granted: Callable[[str, str], None],
     ) -> None:
+        self._replica = replica
         self._db = db
         self._backends = backends
         self._settings = settings
@@ -55,11 +63,14 @@ class Placement:
         self._full_until: dict[str, float] = {}
         self._stuck: Mapping[str, str] = {}
         self._idle = False
+        self._full = False
 
-    def wake(self, *, queued: bool) -> None:
-        """Look again: something was queued, or else room was made."""
+    def wake(self, *, queued: bool = False, room: bool = False) -> None:
+        """Look again: something was queued, room was made, or both may be."""
         if queued:
             self._idle = False
+        if room:
+            self._full = False
         self._woken.set()
 
     def wake_in(self, seconds: float) -> None:
@@ -67,10 +78,12 @@ class Placement:
 
         def wake() -> None:
             self._timers.discard(timer)
-            self.wake(queued=True)
+            self.wake(queued=True, room=True)
 
         timer = asyncio.get_running_loop().call_later(max(0.0, seconds), wake)
         self._timers.add(timer)
+        # the place it had is free for another one already
+        self.wake(room=True)
 
     def pause(self, backend: str) -> None:
         """It refused a run for lack of room: grant it none for a moment."""
@@ -87,8 +100,8 @@ class Placement:
                 seen = self._look()
                 try:
                     await self.place(swept=swept)
-                except DatabaseUnavailable:
-                    _log.warning("placement: the database does not answer", exc_info=True)
+                except DatabaseUnavailable as error:
+                    _log.warning("placement: the database does not answer (%s)", error)
                 swept = await self._wait_for_cause(seen)
         finally:
             for timer in self._timers:
@@ -96,31 +109,36 @@ class Placement:
 
     async def place(self, *, swept: bool) -> None:
         """One round; `swept` = look at everything, whatever seems to be known."""
-        if self._idle and not swept:
+        if (self._idle or self._full) and not swept:
             return
         now = self._clock.now()
-        # set before the rows are read: what is queued from here on unsets it again
-        self._idle = True
+        # set before the rows are read: what happens from here on unsets them again
+        self._idle = self._full = True
         try:
             done = await self._db.write(lambda writing: self._round(writing, now, swept=swept))
         except DatabaseUnavailable:
-            self._idle = False
+            self._idle = self._full = False
             raise
         self._idle = self._idle and not done.left
-        looked = done.stuck is not self._stuck
+        self._full = self._full and done.full
         self._stuck = done.stuck
         for grant in done.grants:
             self._warm[grant.backend] = grant.candidate.needs
             self._granted(grant.candidate.run_id, grant.candidate.owner)
-        for digest, workflow in done.stuck.items() if looked else ():
-            await self._explain(digest, self._why(workflow, digest), now)
+        for digest, why in done.why.items():
+            await self._explain(digest, why, now)
+        # not in every round: most of them wait for a moment only
+        if swept and done.held:
+            await self._explain_held(done.held, now)
 
     async def _round(self, writing: Transaction, now: datetime, *, swept: bool) -> _Round:
+        await placements.one_at_a_time(writing)
         busy = await placements.under_way(writing)
         places = self._places(busy)
         if not any(place.room > 0 for place in places) and not swept:
-            return _Round(grants=(), stuck=self._stuck, left=True)
+            return _Round(grants=(), stuck=self._stuck, why={}, left=True, full=True)
         stuck: dict[str, str] = {}
+        why: dict[str, str] = {}
         while True:
             rows = await placements.heads(
                 writing, now, per_caller=HEADS_PER_CALLER, without=sorted(stuck)
@@ -131,16 +149,39 @@ class Placement:
             if not hopeless:
                 break
             stuck |= hopeless
+            why |= {digest: self._why(name, digest) for digest, name in hopeless.items()}
         running = Counter[str](row["caller"] for row in busy)
         grants = choose(candidates, places, running, self._ready, self._settings)
+        # in one order everywhere: who locks several runs must not wait for who waits for him
+        grants.sort(key=lambda grant: grant.candidate.run_id)
         given = [grant for grant in grants if await self._give(writing, grant, now)]
-        return _Round(grants=given, stuck=stuck, left=bool(stuck) or len(given) < len(candidates))
+        left = bool(stuck) or len(given) < len(candidates)
+        held = self._held(candidates, given, running)
+        full = len(given) >= sum(max(0, place.room) for place in places)
+        return _Round(grants=given, stuck=stuck, why=why, held=held, left=left, full=full)
+
+    def _held(
+        self, candidates: Sequence[Candidate], given: Sequence[Grant], running: Counter[str]
+    ) -> Sequence[str]:
+        most = self._settings.max_running_per_caller
+        if not most:
+            return ()
+        placed = {grant.candidate.run_id for grant in given}
+        now_running = running + Counter(grant.candidate.caller for grant in given)
+        return [
+            waiting.run_id
+            for waiting in candidates
+            if waiting.run_id not in placed and now_running[waiting.caller] >= most
+        ]
 
     async def _give(self, writing: Transaction, grant: Grant, now: datetime) -> bool:
         candidate = grant.candidate
-        return await placements.grant(
+        given = await placements.grant(
             writing, candidate.run_id, candidate.epoch, grant.backend, now
         )
+        if given and candidate.owner != self._replica:
+            writing.tell("granted", candidate.run_id, candidate.owner)
+        return given
 
     def _places(self, busy: Sequence[Row]) -> list[Place]:
         clock = asyncio.get_running_loop().time()
@@ -169,6 +210,13 @@ class Placement:
     async def _explain(self, digest: str, why: str, now: datetime) -> None:
         await self._db.write(
             lambda writing: placements.explain(writing, digest, why, now, limit=EXPLAINED_AT_ONCE)
+        )
+
+    async def _explain_held(self, held: Sequence[str], now: datetime) -> None:
+        most = self._settings.max_running_per_caller
+        why = f"its caller has {most} running, as many as may at once"
+        await self._db.write(
+            lambda writing: placements.explain_runs(writing, held[:EXPLAINED_AT_ONCE], why, now)
         )
 
     def _why(self, workflow: str, digest: str) -> str:
@@ -200,7 +248,7 @@ class Placement:
                     await self._woken.wait()
             except TimeoutError:
                 if self._look() != seen:
-                    self._idle = False
+                    self._idle = self._full = False
                     return False
             else:
                 return False

@@ -11,6 +11,7 @@ from typing import Any
 
 from gateway.backends.base import (
     Backend,
+    BackendError,
     BackendFull,
     BackendUnreachable,
     Order,
@@ -26,6 +27,7 @@ from gateway.job import Artifact, JobError, Outcome, Produced, Run
 from gateway.jobs.files import NotDelivered, RunFiles
 from gateway.jobs.patience import Patience, backoff
 from gateway.jobs.placement import Placement
+from gateway.jobs.previews import Previews
 from gateway.jobs.settings import JobSettings
 from gateway.jobs.wait import Hub
 from gateway.storage.base import StorageError
@@ -49,12 +51,15 @@ class Engine:
     backends: Mapping[str, Backend]
     files: RunFiles
     hub: Hub
+    previews: Previews
     placement: Placement
     settings: JobSettings
     clock: Clock
     rng: random.Random
     starting: set[str]
     """Runs whose backend is being asked to start them; cancelling waits for its answer."""
+    doubtful: set[str]
+    """Runs that were asked for here and a start of which may still be on its way."""
     in_background: Callable[[Coroutine[Any, Any, None]], None]
     tell_backends: Callable[[], None]
     """Runs have ended whose backends do not know it yet."""
@@ -78,14 +83,19 @@ async def drive(engine: Engine, run_id: str) -> None:
     while True:
         run = await engine.rows.load(run_id, engine.owner)
         if run is None or run.state == "waiting":
-            return
+            break
         try:
             await _Drive(engine, run).to_its_end()
         except OwnershipLost:
             # ended or taken over: the next load finds nothing and we stop without a word. Or a
             # write of ours went through whose answer we did not live to see: then go on from there
             continue
-        return
+        except asyncio.CancelledError:
+            # it ended by another's hand, or this process stops: nobody here asks for it again
+            engine.doubtful.discard(run_id)
+            raise
+        break
+    engine.doubtful.discard(run_id)
 
 
 class _Drive:
@@ -120,6 +130,8 @@ class _Drive:
     async def _stopped_by(self, error: Exception) -> None:
         engine, run = self._engine, self._run
         match error:
+            case BackendFull() if run.id in engine.doubtful:
+                await self._started_anew()
             case BackendFull():
                 await self._put_back()
             case RunLost():
@@ -144,7 +156,9 @@ class _Drive:
             await self._start(self._backend())
         produced = self._run.produced
         if self._run.state == "started":
-            produced = await self._follow(self._backend())
+            backend = self._backend()
+            with self._engine.previews.source(self._run, backend):
+                produced = await self._follow(backend)
         if produced is None:
             raise NotDelivered("the row names no outputs")
         await self._deliver(produced)
@@ -170,11 +184,20 @@ class _Drive:
     async def _asked_to_start(self, backend: Backend, order: Order) -> str | None:
         """Ask once; None = no answer, and it may have begun all the same."""
         engine = self._engine
+        # An unanswered start may take effect at any time later, whatever is answered to the next
+        # one. The row tells of those of other processes: with its owner, a granted run loses its
+        # `granted_at`. Those of this process are kept in memory, as they end with it.
+        first = order.run_id not in engine.doubtful and not self._run.handed_over
+        engine.doubtful.add(order.run_id)
         engine.starting.add(order.run_id)
         try:
             return await backend.start(order)
         except BackendUnreachable:
             return None
+        except BackendError:
+            if first:
+                engine.doubtful.discard(order.run_id)
+            raise
         finally:
             engine.starting.discard(order.run_id)
 
@@ -199,7 +222,7 @@ class _Drive:
         finally:
             engine.hub.stopped_following(run.job_id)
             # room is made there, however it ended
-            engine.placement.wake(queued=False)
+            engine.placement.wake(room=True)
 
     async def _progressed(self, event: Progressed, written: float) -> float:
         engine, now = self._engine, asyncio.get_running_loop().time()
@@ -238,6 +261,7 @@ class _Drive:
             if self._run.state == "started":
                 # it may take long: whoever goes on from here need not ask the backend again
                 self._run = await self._engine.rows.produced(self._run, produced)
+                self._engine.placement.wake(room=True)
             await patience.pause()
 
     async def _put_back(self) -> None:
@@ -246,22 +270,44 @@ class _Drive:
         await engine.rows.put_back(run, not_before=engine.clock.now() + pause)
         engine.placement.pause(run.backend or "")
 
+    async def _started_anew(self) -> None:
+        """It is refused for lack of room, yet an earlier start may still take effect there.
+
+        So its id never waits for a place again, which might be another backend's: the next attempt
+        does, and the backend is told to start this one no more.
+        """
+        self._engine.placement.pause(self._run.backend or "")
+        await self._again(
+            "backend_unreachable",
+            f"{self._run.backend} did not answer, and then had no room.",
+            wait_s=self._engine.settings.backend_full_pause_s,
+            tell_backend=True,
+        )
+
     async def _failed(self, error: RunFailed) -> None:
         failure = error.failure
         self._executed = self._executed or error.executed
-        if failure.kind != "transient":
-            await self._end(JobError(code=failure.code, message=failure.message, kind=failure.kind))
+        # refused now, but an earlier start of it may still come and be taken
+        tell = self._run.state == "granted" and self._run.id in self._engine.doubtful
+        if failure.kind != "transient" or self._no_better(failure.code):
+            job_error = JobError(code=failure.code, message=failure.message, kind=failure.kind)
+            await self._end(job_error, tell_backend=tell)
         else:
-            await self._again(failure.code, failure.message, failed=True)
+            await self._again(failure.code, failure.message, failed=True, tell_backend=tell)
+
+    def _no_better(self, code: str) -> bool:
+        """Memory was freed after the first time: what fails so again is too large."""
+        return code == "out_of_memory" and self._run.failures > 0
 
     async def _lost(self, *, executed: bool) -> None:
         """It is known to be gone there: only now may it be done again."""
         self._executed = self._executed or executed
         if self._executed and self._run.deaths + 1 >= self._engine.settings.max_deaths:
-            await self._poisoned(tell_backend=False)
+            await self._poisoned(tell_backend=True)
             return
         message = "The run was lost where it ran."
-        await self._again("run_lost", message, died=self._executed)
+        # the service may have lost it while ComfyUI still has it
+        await self._again("run_lost", message, died=self._executed, tell_backend=True)
 
     async def _poisoned(self, *, tell_backend: bool) -> None:
         message = (
@@ -286,6 +332,7 @@ class _Drive:
         *,
         failed: bool = False,
         died: bool = False,
+        wait_s: float | None = None,
         tell_backend: bool = False,
     ) -> None:
         """Let the next attempt wait, or end the job when this was its last."""
@@ -295,9 +342,9 @@ class _Drive:
         if failures >= settings.max_attempts:
             await self._end(error, tell_backend=tell_backend)
             return
-        wait_s = backoff(
-            run.attempt, settings.retry_backoff_s, settings.retry_backoff_max_s, engine.rng
-        )
+        if wait_s is None:
+            first_s, longest_s = settings.retry_backoff_s, settings.retry_backoff_max_s
+            wait_s = backoff(run.attempt, first_s, longest_s, engine.rng)
         now = engine.clock.now()
         await engine.rows.next_attempt(
             run,

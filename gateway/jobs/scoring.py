@@ -1,5 +1,6 @@
 """Which waiting run goes where next: a pure function of what is known."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,20 +51,22 @@ class Grant:
     backend: str
 
 
-Score = tuple[int, int, bool, int, int, str, bool, int, str]
+Score = tuple[int, int, bool, bool, int, int, str, bool, int, str]
 
 
 def score(candidate: Candidate, place: Place, running: int, settings: JobSettings) -> Score:
     """How soon a run should get a place; the lowest goes first.
 
-    In this order: priority (raised by waiting), callers with fewer runs under way, places where its
-    models are loaded (until it has waited long enough), the caller served longest ago, first come.
-    `running` = runs its caller has under way. Places alike in all that: warm, then idle ones.
+    In this order: priority (raised by waiting), callers with fewer runs under way, idle places
+    (a GPU that loads a model does more than one that does nothing), places where its models are
+    loaded (until it has waited long enough), the caller served longest ago, first come.
+    `running` = runs its caller has under way. Places alike in all that: warm ones, then by load.
     """
     cold = not candidate.needs <= place.warm
     return (
         -candidate.priority - int(candidate.waited_s // settings.priority_step_s),
         running,
+        place.load > 0,
         cold and candidate.waited_s < settings.warm_for_s,
         candidate.turn,
         candidate.created_at,
@@ -84,15 +87,18 @@ def choose(
     """Fill the places with the best candidates, one after the other.
 
     `running` = runs under way by caller; `ready(backend, candidate)` = it can carry that run out.
+    A caller with as many as may be under way is passed over.
     """
     grants: list[Grant] = []
     open_places = {place.backend: place for place in places if place.room > 0}
     waiting = {candidate.run_id: candidate for candidate in candidates}
     under_way = Counter(running)
+    most = settings.max_running_per_caller or math.inf
     while open_places and waiting:
         pairs = [
             (score(candidate, place, under_way[candidate.caller], settings), candidate, place)
             for candidate in waiting.values()
+            if under_way[candidate.caller] < most
             for place in open_places.values()
             if ready(place.backend, candidate)
         ]

@@ -34,6 +34,8 @@ class JobSettings:
     """How often placement looks whether a backend's capacity or readiness changed."""
     sweep_s: float = 5
     """How often placement, cancels and deadlines are gone over without a cause."""
+    max_running_per_caller: int = 0
+    """Most runs of one caller under way at once, over all gateways; 0 = no such limit."""
     warm_for_s: float = 30
     """A run that waited longer competes as if its models were loaded everywhere."""
     priority_step_s: float = 300

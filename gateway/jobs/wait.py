@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from gateway.backends.base import Progressed
 from gateway.db import JobChange
 from gateway.job import JOB_TERMINAL
+from gpu_server.protocol import Preview
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -15,10 +16,17 @@ class Listener:
     """One waiter's end: what it has not looked at yet."""
 
     every_change: bool
+    previews: bool = False
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     changed: bool = False
     """The job was changed since its listener last set this to False."""
     progress: Progressed | None = None
+    preview: Preview | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Nothing passing has come that was not taken."""
+        return self.progress is None and self.preview is None
 
     async def wait(self, seconds: float) -> None:
         """Return when something happened, or after `seconds`."""
@@ -34,6 +42,11 @@ class Listener:
         taken, self.progress = self.progress, None
         return taken
 
+    def take_preview(self) -> Preview | None:
+        """The latest preview not yet taken."""
+        taken, self.preview = self.preview, None
+        return taken
+
 
 class Hub:
     """Who waits for which job, and the progress of jobs this process follows.
@@ -47,9 +60,11 @@ class Hub:
         self._progress: dict[str, Progressed] = {}
 
     @contextmanager
-    def listen(self, job_id: str, *, every_change: bool) -> Generator[Listener]:
+    def listen(
+        self, job_id: str, *, every_change: bool, previews: bool = False
+    ) -> Generator[Listener]:
         """Hear of a job: of its end only, or of every change and of progress."""
-        listener = Listener(every_change=every_change)
+        listener = Listener(every_change=every_change, previews=previews)
         here = self._listeners.setdefault(job_id, {})
         here[id(listener)] = listener
         try:
@@ -69,7 +84,7 @@ class Hub:
             if ended or listener.every_change:
                 listener.changed = True
                 # it tells of what was before the change: a new attempt begins from nothing
-                listener.progress = None
+                listener.progress = listener.preview = None
                 listener.woken.set()
 
     def progressed(self, job_id: str, progress: Progressed) -> None:
@@ -78,6 +93,27 @@ class Hub:
         for listener in self._listeners.get(job_id, {}).values():
             if listener.every_change:
                 listener.progress = progress
+                listener.woken.set()
+
+    def previewed(self, job_id: str, preview: Preview) -> None:
+        """Pass on what a job's run looks like so far to those who asked for it."""
+        for listener in self._listeners.get(job_id, {}).values():
+            if listener.previews:
+                listener.preview = preview
+                listener.woken.set()
+
+    def progressed_elsewhere(self, job_id: str, fraction: float) -> None:
+        """Pass on how far a job got that another gateway follows."""
+        for listener in self._listeners.get(job_id, {}).values():
+            if listener.every_change:
+                listener.progress = Progressed(fraction=fraction)
+                listener.woken.set()
+
+    def wake_all(self) -> None:
+        """Let every waiter look at the rows: wake-ups may have been lost."""
+        for here in self._listeners.values():
+            for listener in here.values():
+                listener.changed = True
                 listener.woken.set()
 
     def stopped_following(self, job_id: str) -> None:

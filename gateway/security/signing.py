@@ -61,6 +61,11 @@ def _read_secret(path: Path) -> bytes:
     return secret
 
 
+def webhook_secret(secret: bytes) -> str:
+    """What this installation's webhooks are signed with, as Standard Webhooks write a secret."""
+    return "whsec_" + base64.b64encode(hmac.digest(secret, b"webhooks", "sha256")).decode()
+
+
 class Signer:
     """Signs addresses and names with one secret."""
 

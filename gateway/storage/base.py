@@ -5,14 +5,26 @@ under its key whole or not at all; `slot` may be issued again for the same key a
 the same bytes changes nothing; `delete` of what is not there is no error.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 
 
 class StorageError(Exception):
     """The store could not do it; foreign errors are translated inside it."""
+
+
+class NoRoom(StorageError):
+    """The store is full."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedFile:
+    """A key under which something lies, and when it was written."""
+
+    key: str
+    written_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,4 +60,15 @@ class Storage(Protocol):
 
     async def delete(self, key: str) -> None:
         """Remove the file. Raises StorageError."""
+        ...
+
+    def pages(self) -> AsyncIterator[Sequence[ListedFile]]:
+        """Every key there is, a page at a time, in no order one may rely on.
+
+        What is written or deleted meanwhile may be missing or named. Raises StorageError.
+        """
+        ...
+
+    async def tidy(self, before: datetime) -> None:
+        """Remove what uploads left behind that broke off before that time. Raises StorageError."""
         ...

@@ -6,6 +6,7 @@ not fit the file (or is gone) is made again from the file itself.
 """
 
 import asyncio
+import errno
 import fcntl
 import hashlib
 import json
@@ -15,14 +16,15 @@ import re
 import secrets
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
 from gateway.security.signing import Signer
-from gateway.storage.base import StorageError, StoredFile
+from gateway.storage.base import ListedFile, NoRoom, StorageError, StoredFile
+from gateway.storage.walk import listed, record_path
 
 SLOTS_PATH = "/api/slots/"
 DEFAULT_MAX_BYTES = 2 * 1024**3
@@ -93,13 +95,30 @@ class LocalStorage:
         if path is not None:
             await asyncio.to_thread(_delete, path, self._root)
 
+    async def pages(self) -> AsyncIterator[Sequence[ListedFile]]:
+        """Every key there is, a page at a time; also one of which only the record is left."""
+        found = listed(self._root)
+        while page := await asyncio.to_thread(_next, found):
+            yield [file for file in page if _KEY.fullmatch(file.key)]
+
+    async def tidy(self, before: datetime) -> None:
+        """Remove what uploads left behind that broke off before that time."""
+        await asyncio.to_thread(_sweep, self._root / _INCOMING, before.timestamp())
+
     async def write(self, key: str, media_type: str, chunks: AsyncIterator[bytes]) -> StoredFile:
         """Take a file in; it appears under its key once it is whole and on disk.
 
         Raises TooManyBytes, StorageError; whatever `chunks` raises leaves nothing behind.
         """
         place = self._place_of(key)
-        upload = await asyncio.to_thread(_Upload, self._root / _INCOMING)
+        making = asyncio.create_task(asyncio.to_thread(_Upload, self._root / _INCOMING))
+        try:
+            upload = await asyncio.shield(making)
+        except asyncio.CancelledError:
+            # it is made all the same, and nobody would know of it
+            with suppress(StorageError):
+                await asyncio.to_thread((await making).discard)
+            raise
         try:
             rest = await self._receive(upload, chunks)
             return await asyncio.to_thread(upload.finish, rest, key, media_type, place)
@@ -171,6 +190,8 @@ class _Upload:
             try:
                 return self._finish(key, media_type, place)
             except OSError as error:
+                with suppress(OSError):  # it tells of a file that did not come
+                    record_path(place).unlink(missing_ok=True)
                 raise _translated(error) from error
 
     def _write(self, piece: list[bytes]) -> None:
@@ -213,17 +234,22 @@ class _Upload:
             self._drop()
 
     def _drop(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # a full disk does not take what is still held, and need not
+            self._file.close()
         self._path.unlink(missing_ok=True)
 
 
 def _translated(error: OSError) -> StorageError:
     # strerror alone: the whole text names the path
-    return StorageError(error.strerror or type(error).__name__)
+    kind = NoRoom if error.errno in {errno.ENOSPC, errno.EDQUOT} else StorageError
+    return kind(error.strerror or type(error).__name__)
 
 
-def _record_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.json")
+def _next(found: Iterator[tuple[ListedFile, ...]]) -> tuple[ListedFile, ...]:
+    try:
+        return next(found, ())
+    except OSError as error:
+        raise _translated(error) from error
 
 
 def _record(status: os.stat_result, sha256: str, media_type: str) -> dict[str, str | int]:
@@ -237,7 +263,7 @@ def _record(status: os.stat_result, sha256: str, media_type: str) -> dict[str, s
 
 def _remember(path: Path, record: dict[str, str | int]) -> None:
     # not atomic: a torn record is no record, and is made again
-    _record_path(path).write_text(json.dumps(record))
+    record_path(path).write_text(json.dumps(record))
 
 
 def _stat(key: str, path: Path) -> StoredFile | None:
@@ -262,7 +288,7 @@ def _stat(key: str, path: Path) -> StoredFile | None:
 
 def _recalled(path: Path, status: os.stat_result) -> dict[str, str | int] | None:
     try:
-        record: dict[str, str | int] = json.loads(_record_path(path).read_bytes())
+        record: dict[str, str | int] = json.loads(record_path(path).read_bytes())
         fits = (record["bytes"], record["mtime_ns"]) == (status.st_size, status.st_mtime_ns)
         return record if fits and record["sha256"] and record["media_type"] else None
     except (OSError, ValueError, KeyError, TypeError):
@@ -309,7 +335,7 @@ def _read(file: BinaryIO, left: int) -> bytes:
 def _delete(path: Path, root: Path) -> None:
     try:
         path.unlink(missing_ok=True)
-        _record_path(path).unlink(missing_ok=True)
+        record_path(path).unlink(missing_ok=True)
     except NotADirectoryError:
         return
     except OSError as error:
@@ -329,12 +355,18 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _sweep(incoming: Path) -> None:
-    """Remove what uploads of dead processes left; one still locked belongs to a living process."""
+def _sweep(incoming: Path, before: float | None = None) -> None:
+    """Remove what uploads of dead processes left; one still locked belongs to a living process.
+
+    `before`: only what was last written before that time.
+    """
     for leftover in incoming.iterdir():
-        with leftover.open("rb") as file:
-            try:
+        try:
+            with leftover.open("rb") as file:
+                if before is not None and os.fstat(file.fileno()).st_mtime >= before:
+                    continue
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
+        except (BlockingIOError, FileNotFoundError):
+            # being written, or just done
+            continue
         leftover.unlink(missing_ok=True)

@@ -1,12 +1,15 @@
 """Image generation: a picture from a prompt."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, JsonValue, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from gateway.media import DECIMAL, WHOLE, NegativePrompt, Prompt, Seed, Side, VariantName
 from gateway.tool import LoraParams, LoraUse, Tool, ToolResult
+
+_SIDES = (("width", 1024), ("height", 1024))
 
 
 class GenerateParams(LoraParams):
@@ -93,6 +96,15 @@ class GenerateResult(ToolResult):
     generation_params: GenerationParams
 
 
+def _size(values: Mapping[str, JsonValue]) -> float:
+    """Count the pixels sampled, in millions: pictures, steps and megapixels together."""
+    size = 1e-6
+    for name, default in (("num_images", 1), ("num_inference_steps", 25), *_SIDES):
+        value = values.get(name)
+        size *= value if isinstance(value, int | float) else default
+    return size
+
+
 GENERATE = Tool(
     name="generate",
     summary="Generate images from a prompt",
@@ -118,6 +130,7 @@ GENERATE = Tool(
     default_variant="flux1-dev",
     timeout_s=1800,
     deadline_s=6 * 3600,
+    size=_size,
     examples={
         "small and quick": {
             "prompt": "a photo of a ceramic mug on a wooden table",

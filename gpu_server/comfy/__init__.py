@@ -2,6 +2,7 @@
 
 from gpu_server.comfy.client import ComfyClient
 from gpu_server.comfy.failures import ComfyUnavailable, RunCancelled, RunFailed
+from gpu_server.comfy.preview import Picture
 from gpu_server.comfy.progress import Stepped
 from gpu_server.comfy.run import ComfyFile, Finished, Produced, RunEvent, Started
 from gpu_server.comfy.watch import Patience
@@ -14,6 +15,7 @@ __all__ = [
     "Finished",
     "Graph",
     "Patience",
+    "Picture",
     "Produced",
     "RunCancelled",
     "RunEvent",

@@ -26,6 +26,7 @@ from gpu_server.comfy.failures import (
 )
 from gpu_server.comfy.http import ComfyHttp
 from gpu_server.comfy.post import Poster, encode, happens
+from gpu_server.comfy.preview import Picture, parse
 from gpu_server.comfy.run import ComfyFile, Finished, Followed, RunEvent
 from gpu_server.comfy.socket import ComfySocket
 from gpu_server.comfy.watch import Patience, Watch
@@ -93,6 +94,9 @@ class ComfyClient:
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._callbacks: list[Callable[[], Awaitable[None] | None]] = []
+        self._viewer: Callable[[str, Picture], None] | None = None
+        self._executing: str | None = None
+        """The prompt last heard executing."""
         self._specs: dict[str, Any] | None = None
         self.engine: Engine | None = None
         """What answers at `url`, learned at every connect; None before the first."""
@@ -114,6 +118,10 @@ class ComfyClient:
     def on_connect(self, callback: Callable[[], Awaitable[None] | None]) -> None:
         """Have `callback` called after every connect, once `engine` is known."""
         self._callbacks.append(callback)
+
+    def on_picture(self, viewer: Callable[[str, Picture], None]) -> None:
+        """Have `viewer` called with each preview and the id of its run."""
+        self._viewer = viewer
 
     async def start(self) -> None:
         """Begin to connect; ComfyUI may be away, it is tried until `close`."""
@@ -157,8 +165,7 @@ class ComfyClient:
         await self._http.free()
 
     async def forget(self, run_id: str) -> None:
-        """Drop a finished run from ComfyUI's history and from the journal."""
-        await self._journal.delete(run_id)
+        """Drop a finished run from ComfyUI's history."""
         with contextlib.suppress(ComfyUnavailable):
             await self._http.forget(run_id)
 
@@ -260,7 +267,8 @@ class ComfyClient:
             if not self._ready.is_set():
                 raise ComfyUnavailable from None
             await self._give_up(run.run_id)
-            raise RunFailed("fatal", "timeout", "the run took longer than it may") from None
+            message = f"the execution took longer than the {run.timeout_s:g} s it may"
+            raise RunFailed("fatal", "timeout", message) from None
 
     def opened(self) -> None:
         """Greet ComfyUI (called by the websocket)."""
@@ -282,9 +290,20 @@ class ComfyClient:
         # Only the `executing` that greets a reconnect has no prompt_id: it tells of the past.
         self._watch.alive(kind, begun, greeting="prompt_id" not in data)
         run = self._runs.get(str(data.get("prompt_id")))
+        if kind == "executing":
+            self._executing = None if run is None or begun is None else run.run_id
         if run is not None and run.heard(kind, data) and not run.settling:
             run.settling = True
             self._spawn(self._settle(run))
+
+    def pictured(self, frame: bytes) -> None:
+        """Pass a preview on to whom it may concern (called by the websocket)."""
+        picture = None if self._viewer is None else parse(frame)
+        if self._viewer is None or picture is None:
+            return
+        run_id = picture.run_id or self._executing
+        if run_id is not None:
+            self._viewer(run_id, picture)
 
     async def _greet(self, connect: int) -> None:
         """Learn who answers, then let runs through."""

@@ -53,6 +53,14 @@ class Poster:
             if await self._search(run):
                 await self._adopt(run)
                 return
+        # Without its row nobody knows that it was never sent: the journal may have been lost while
+        # ComfyUI went on, or be another service's. Two small questions, 2 ms before each prompt,
+        # which is cheaper than to know for sure when they are needless.
+        elif await self._is_there(run):
+            # Its events go to the clientId of whoever sent it.
+            run.deaf = True
+            await self._adopt(run)
+            return
         await self._post(run, body)
 
     async def _post(self, run: Followed, body: bytes) -> None:
@@ -108,15 +116,27 @@ class Poster:
         deadline = None
         while await self._reachable(run):
             with contextlib.suppress(ComfyUnavailable):
-                queue = await self._http.queue()
-                known = run.run_id in queue.running | queue.pending
-                if run.posted or known or await self._http.history(run.run_id) is not None:
+                if run.posted or await self._has(run.run_id):
                     return True
                 deadline = deadline or time.monotonic() + self._posting_grace_s
                 if time.monotonic() >= deadline:
                     return False
             await happens(run.over, _AGAIN_S)
         return False
+
+    async def _is_there(self, run: Followed) -> bool:
+        """Look once for a run that should not be there; False as well when it is over before."""
+        while await self._reachable(run):
+            with contextlib.suppress(ComfyUnavailable):
+                return await self._has(run.run_id)
+            await happens(run.over, _AGAIN_S)
+        return False
+
+    async def _has(self, run_id: str) -> bool:
+        # In this order: a prompt that ends in between is in the history when that is read.
+        queue = await self._http.queue()
+        known = run_id in queue.running or run_id in queue.pending
+        return known or await self._http.history(run_id) is not None
 
     async def _reachable(self, run: Followed) -> bool:
         """Wait until ComfyUI can take the run; False when the run is over before."""

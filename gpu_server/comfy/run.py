@@ -64,6 +64,8 @@ class Followed:
         """A POST was tried: ComfyUI may know the run."""
         self.posted = False
         """ComfyUI knows the run, or did."""
+        self.deaf = False
+        """ComfyUI sends its events to somebody else: its silence means nothing."""
         self.cancel_asked = False
         self.settling = False
         """ComfyUI said it ended, the verdict is being fetched."""

@@ -25,6 +25,8 @@ from websocket import (
     create_connection,
 )
 
+from gpu_server.comfy.preview import FEATURES
+
 _log = logging.getLogger(__name__)
 
 _CONNECT_S = 10.0
@@ -48,6 +50,10 @@ class Listener(Protocol):
 
     def heard(self, kind: str, data: dict[str, Any]) -> None:
         """A text message arrived."""
+        ...
+
+    def pictured(self, frame: bytes) -> None:
+        """A binary message arrived."""
         ...
 
     def closed(self) -> None:
@@ -117,6 +123,7 @@ class ComfySocket:
                 continue
             self._ws = ws
             try:
+                ws.send(json.dumps(FEATURES))
                 self._read(ws)
             except (OSError, WebSocketException) as error:
                 _log.info("ComfyUI's websocket broke: %s", type(error).__name__)
@@ -150,6 +157,9 @@ class ComfySocket:
                     registered = True
                     self._tell(self._listener.opened)
                 self._pass_on(frame.data)
+            elif opcode == ABNF.OPCODE_BINARY:
+                picture = bytes(cast("bytes", frame.data))
+                self._tell(lambda picture=picture: self._listener.pictured(picture))
 
     def _pass_on(self, text: str | bytes) -> None:
         try:

@@ -183,11 +183,12 @@ class Watch:
             if run.run_id not in queue.running:
                 continue
             silent = now - run.last_event
+            patient = self.in_node or run.deaf
             if silent >= limit / 2 and not run.probed:
                 # A socket ComfyUI no longer knows looks the same: a new one tells.
                 run.probed = True
                 self._reconnect(0)
-            elif silent >= (self._patience.silent_after_s if self.in_node else limit):
+            elif silent >= (self._patience.silent_after_s if patient else limit):
                 self._stuck_id = run.run_id
                 self._give_all_up("its worker stopped in the middle of a prompt")
 

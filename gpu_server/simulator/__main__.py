@@ -24,6 +24,12 @@ def main() -> None:
         help="where input/, output/, temp/ and models/ lie; absent: a folder of this port's own "
         "among the temporary files",
     )
+    parser.add_argument(
+        "--ledger",
+        type=Path,
+        help="a file that gets a line for each execution and outlives this process: time, process "
+        "id, prompt id",
+    )
     options = parser.parse_args()
     directory: Path = options.dir or Path(gettempdir()) / f"comfyui-simulator-{options.port}"
     try:
@@ -36,7 +42,7 @@ def main() -> None:
         f"marked SIMULATED. Files in {directory}",
         flush=True,
     )
-    app = create_app(directory, settings)
+    app = create_app(directory, settings, options.ledger)
     uvicorn.run(app, host=options.host, port=options.port, **uvicorn_options())
 
 

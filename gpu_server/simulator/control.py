@@ -32,6 +32,7 @@ def _state(simulation: Simulation) -> dict[str, Any]:
             "open_connections": sockets.open_now,
         },
         "executed_ids": list(counts.executed_ids),
+        "executions_s": list(counts.executions_s),
     }
 
 

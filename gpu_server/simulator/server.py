@@ -54,12 +54,12 @@ ROUTES: list[tuple[str, str, Handler]] = [
 ]
 
 
-def create_app(directory: Path, settings: Settings) -> Starlette:
+def create_app(directory: Path, settings: Settings, ledger: Path | None = None) -> Starlette:
     """Build the application; the worker and the publish loop run while it does."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
-        simulation = Simulation(directory, settings)
+        simulation = Simulation(directory, settings, ledger)
         app.state.simulation = simulation
         publishing = asyncio.create_task(simulation.sockets.publish())
         publishing.add_done_callback(_die_with_publisher)

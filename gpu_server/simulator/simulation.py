@@ -14,14 +14,14 @@ from gpu_server.simulator.worker import Counts, Interrupt, Worker
 class Simulation:
     """One ComfyUI that is not there: queue, files, websockets, worker and knobs."""
 
-    def __init__(self, directory: Path, settings: Settings) -> None:
+    def __init__(self, directory: Path, settings: Settings, ledger: Path | None = None) -> None:
         self.knobs = Knobs(settings)
         self.initial = settings
         self.folders = Folders(directory, lambda: self.knobs.current.hide)
         self.sockets = Sockets(self.knobs)
         self.queue = PromptQueue(lambda left: self.sockets.put("status", status(left)))
         self.interrupt = Interrupt()
-        self.counts = Counts()
+        self.counts = Counts(ledger=ledger)
         self.next_number = 0
         self.worker = self._new_worker()
 

@@ -2,10 +2,13 @@
 
 import contextlib
 import logging
+import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from gpu_server.simulator.execution import Cache, PromptRun, Stage, WorkerDied
@@ -26,6 +29,20 @@ class Counts:
     """Prompts whose execution began."""
     uploads: int = 0
     executed_ids: deque[str] = field(default_factory=lambda: deque[str](maxlen=MAX_EXECUTED_IDS))
+    executions_s: deque[tuple[str, float, float]] = field(
+        default_factory=lambda: deque[tuple[str, float, float]](maxlen=MAX_EXECUTED_IDS)
+    )
+    """Prompt id, begin and end of each execution, in seconds of a clock that never goes back."""
+    ledger: Path | None = None
+    """File that keeps each execution beyond this process: time, process id, prompt id."""
+
+    def begun(self, prompt_id: str) -> None:
+        """Count an execution."""
+        self.executions += 1
+        self.executed_ids.append(prompt_id)
+        if self.ledger is not None:
+            with self.ledger.open("a") as file:
+                file.write(f"{time.time():.6f} {os.getpid()} {prompt_id}\n")
 
 
 class Interrupt:
@@ -110,15 +127,16 @@ class Worker:
 
     def _run(self, ticket: int, item: Item) -> None:
         self._interrupt.clear()
-        self._counts.executions += 1
-        self._counts.executed_ids.append(item[1])
+        self._counts.begun(item[1])
         settings = self._stage.knobs.current
         held: list[tuple[str, Any, Any]] = []
         stage = self._stage
         if settings.late_executed:
             stage = replace(stage, send=_holding_back("executed", stage.send, held))
         run = PromptRun(item, self._cache, stage)
+        began = time.monotonic()
         verdict = run.execute()
+        self._counts.executions_s.append((item[1], began, time.monotonic()))
         if self._gone.is_set():
             raise WorkerDied
         delay = settings.history_delay_ms / 1000

@@ -45,6 +45,7 @@ def upgrade() -> None:
         sa.Column("caller", sa.String(length=100), nullable=False),
         sa.Column("type", sa.String(length=50), nullable=False),
         sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("host", sa.Text(), nullable=False),
         sa.Column("job_id", sa.String(length=36), nullable=True),
         sa.Column("batch_id", sa.String(length=36), nullable=True),
         sa.Column("status", sa.String(length=16), nullable=False),
@@ -65,6 +66,9 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("webhook_events", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_webhook_events_batch_id"), ["batch_id"], unique=False)
+        batch_op.create_index(
+            "ix_webhook_events_caller_created_at_id", ["caller", "created_at", "id"], unique=False
+        )
         batch_op.create_index(
             "ix_webhook_events_due",
             ["next_at"],
@@ -90,6 +94,8 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("event_id", "n", name=op.f("pk_webhook_deliveries")),
     )
+    with op.batch_alter_table("artifacts", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("removed_at", sa.BigInteger(), nullable=True))
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.add_column(
             sa.Column("priority", sa.Integer(), server_default=sa.text("0"), nullable=False)
@@ -118,6 +124,9 @@ def downgrade() -> None:
         batch_op.drop_column("size")
         batch_op.drop_column("priority")
 
+    with op.batch_alter_table("artifacts", schema=None) as batch_op:
+        batch_op.drop_column("removed_at")
+
     op.drop_table("webhook_deliveries")
     with op.batch_alter_table("webhook_events", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_webhook_events_job_id"))
@@ -126,6 +135,7 @@ def downgrade() -> None:
             sqlite_where=sa.text("status = 'pending'"),
             postgresql_where=sa.text("status = 'pending'"),
         )
+        batch_op.drop_index("ix_webhook_events_caller_created_at_id")
         batch_op.drop_index(batch_op.f("ix_webhook_events_batch_id"))
 
     op.drop_table("webhook_events")

@@ -1,5 +1,6 @@
 """kill -9 of everything that can be killed while a job runs."""
 
+import json
 import time
 from typing import Any
 
@@ -36,6 +37,15 @@ def end_of(client: httpx.Client, job_id: str) -> dict[str, Any]:
         if job["status"] in {"completed", "failed", "cancelled"}:
             return job
     raise AssertionError(f"job {job_id} hangs: {job}")
+
+
+def retries(client: httpx.Client, job_id: str) -> list[str]:
+    """Why each further attempt of an ended job was made, from its log."""
+    with client.stream("GET", f"/api/jobs/{job_id}/events") as stream:
+        lines = list(stream.iter_lines())
+    told = [lines[n + 1 : n + 3] for n, line in enumerate(lines) if line == "event: retrying"]
+    data = [line for each in told for line in each if line.startswith("data: ")]
+    return [json.loads(line[6:])["code"] for line in data]
 
 
 @pytest.mark.timeout(240)
@@ -84,7 +94,40 @@ def test_a_job_survives_the_death_of_comfyui_by_a_second_execution(own_stack: St
         own_stack.start("simulator")
         job = end_of(client, job_id)
         assert job["status"] == "completed", job
+        assert retries(client, job_id) == ["run_lost"]
     assert own_stack.simulator()["counts"]["executions"] == 1  # counted anew since its restart
+
+
+@pytest.mark.timeout(240)
+def test_a_job_that_ran_out_of_memory_completes_at_its_next_attempt(own_stack: Stack) -> None:
+    own_stack.simulator(out_of_memory=1)
+    with own_stack.client() as client:
+        job_id = submit(client)
+        assert end_of(client, job_id)["status"] == "completed"
+        assert retries(client, job_id) == ["out_of_memory"]
+    assert own_stack.simulator()["counts"]["executions"] == 2
+
+
+@pytest.mark.timeout(240)
+def test_a_gpu_service_without_its_journal_stops_what_it_does_not_know_and_begins_anew(
+    own_stack: Stack,
+) -> None:
+    own_stack.simulator(step_ms=5000)
+    with own_stack.client() as client:
+        job_id = submit(client)
+        until_progress(client, job_id)
+        own_stack.kill("gpu_server")
+        for file in (own_stack.workspace / "data").glob("gpu_server.*"):
+            file.unlink()
+        own_stack.start("gpu_server")
+        deadline = time.monotonic() + SECONDS
+        while own_stack.simulator()["counts"]["executions"] < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        # One executes at a time: the second began, so the first was stopped.
+        assert own_stack.simulator(step_ms=5)["executed_ids"][0] == job_id
+        assert end_of(client, job_id)["status"] == "completed"
+        assert retries(client, job_id) == ["run_lost"]
+    assert own_stack.simulator()["counts"]["executions"] == 2
 
 
 @pytest.mark.timeout(400)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gateway.db import DatabaseUnavailable
 from tests.support.gateway import KEY, SMALL, Gateway, ScriptedBackend, gateway
 
 
@@ -258,3 +259,17 @@ async def test_an_allowed_origin_may_call_and_no_other(tmp_path: Path) -> None:
             "/api/generate", headers=asked | {"Origin": "https://evil.example.com"}
         )
         assert "access-control-allow-origin" not in bad.headers
+
+
+async def test_a_database_that_does_not_answer_is_a_503_that_says_when_to_try_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with gateway(tmp_path) as served:
+
+        async def away(job_id: str) -> None:
+            raise DatabaseUnavailable(job_id)
+
+        monkeypatch.setattr(served.context.jobs, "get", away)
+        answer = await served.http.get("/api/jobs/00000000-0000-7000-8000-000000000000")
+        assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+        assert answer.headers["retry-after"] == str(answer.json()["retry_after"]) == "5"

@@ -32,6 +32,8 @@ FIELDS = [
     "name",
     "scale",
     "mode",
+    "tool",
+    "items",
     "extra_params",
     "style",
 ]
@@ -91,7 +93,10 @@ def check(answer: Any) -> None:
 
 
 @quick
-@given(body=bodies, path=st.sampled_from(["/api/generate/async", "/generate", "/api/models"]))
+@given(
+    body=bodies,
+    path=st.sampled_from(["/api/generate/async", "/generate", "/api/models", "/api/batches"]),
+)
 def test_any_json_body_gets_an_answer(world: World, body: dict[str, Any], path: str) -> None:
     headers = {"Content-Type": "application/json"}
     check(world.post(path, content=json.dumps(body), headers=headers))

@@ -107,7 +107,7 @@ async def test_an_async_call_answers_its_id_at_once(held: Gateway) -> None:
     answer = await held.http.post("/api/generate/async", json=SMALL)
     assert answer.status_code == 202
     job_id = answer.json()["job_id"]
-    assert answer.json() == {"job_id": job_id, "status": "pending"}
+    assert answer.json() == {"job_id": job_id, "status": "pending", "eta_seconds": None}
     assert answer.headers["location"] == f"/api/generate/{job_id}"
     held.backend.gate.set()
     job = (await held.http.get(f"/api/generate/{job_id}", params={"wait": 30})).json()

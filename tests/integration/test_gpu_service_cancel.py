@@ -73,3 +73,21 @@ async def test_a_request_that_arrives_after_its_delete_does_not_start(
         late = await gpu.put(run_id, gpu.request(slots.slots("a")))
         assert (late.status_code, late.json()["state"]) == (200, "cancelled")
         assert gpu.sim()["prompts"] == 0
+
+
+async def test_a_request_that_arrives_after_its_run_was_collected_does_not_start_it_again(
+    stack: Stack, slots: Slots
+) -> None:
+    stack.start("simulator", "gpu_server")
+    async with Gpu(stack) as gpu:
+        await gpu.connected()
+        request = gpu.request(slots.slots("a"))
+        run_id = await gpu.start(request)
+        assert (await gpu.end(run_id))["state"] == "completed"
+        assert (await gpu.http.delete(f"/runs/{run_id}")).status_code == 204
+        stack.kill("gpu_server")
+        stack.start("gpu_server")
+        await gpu.connected()
+        late = await gpu.put(run_id, request)
+        assert (late.status_code, late.json()["state"]) == (200, "cancelled")
+        assert gpu.sim()["prompts"] == 1

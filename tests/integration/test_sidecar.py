@@ -238,7 +238,7 @@ async def test_silence_longer_than_the_heartbeat_is_a_dead_connection(
 
 async def test_events_of_a_later_version_are_passed_over(backend: Sidecar, double: Double) -> None:
     async def lines() -> AsyncIterator[bytes]:
-        yield b'event: preview\ndata: {"image":\ndata: "x"}\n\n'
+        yield b'event: thumbnail\ndata: {"image":\ndata: "x"}\n\n'
         yield b"retry: 5\r\nid: 9\r\n\r\n"
         last = json.dumps(json.loads(ended("completed").model_dump_json(exclude_none=True)))
         yield f"event:completed\ndata:{last}\n\n".encode()

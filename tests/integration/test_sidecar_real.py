@@ -28,6 +28,9 @@ class NoFiles:
     async def file(self, filename: str) -> Artifact | None:
         raise AssertionError(filename)
 
+    async def takes_files(self, job_id: str) -> bool:
+        return bool(job_id)
+
 
 @pytest.fixture(scope="module")
 def gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:

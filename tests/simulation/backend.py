@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 T = TypeVar("T")
-ANSWER_WITHIN_S = 4.0
+ANSWER_WITHIN_S = 1.5
 
 
 class SimulatedBackend:
@@ -61,6 +61,9 @@ class SimulatedBackend:
         self._world.judge.asked_to_start(order.run_id)
         try:
             return await self._call(order.run_id, lambda: self._service.put(order))
+        except BackendUnreachable:
+            self._world.judge.start_unanswered(order.run_id)
+            raise
         except Full:
             raise BackendFull from None
 
@@ -116,7 +119,10 @@ class SimulatedBackend:
         answer: asyncio.Future[T | Full] = world.loop.create_future()
         generation = service.generation
         drawn = self._rng.random()
-        slow = self._rng.uniform(0.5, 6) if self._strikes("late_answers", 0.15) else 0
+        slow = 0.0
+        if self._strikes("late_answers", 0.15):
+            # half of them arrive after the caller has given up
+            slow = self._rng.uniform(*self._rng.choice(((0.3, 2), (ANSWER_WITHIN_S, 4))))
         there = 0.0005 + drawn * 0.01 + slow
         back = 0.0005 + (1 - drawn) * 0.01
         lost = self._strikes("lost_answers", 0.1)

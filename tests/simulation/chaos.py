@@ -5,6 +5,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from tests.simulation.direct import DirectServer
 from tests.simulation.gpu import GpuService
 from tests.simulation.replica import Replica
 
@@ -21,6 +22,8 @@ ACTIONS = (
     "storage_errors",
     "clock_jump",
     "disk_stall",
+    "database_away",
+    "lost_commits",
 )
 
 
@@ -33,22 +36,19 @@ class Chaos:
         self._zombies: list[Replica] = []
         self._healing = False
 
-    async def supervise(self) -> None:
-        """Start the gateway again whenever it has died, as a service manager does."""
+    async def supervise(self, seat: int) -> None:
+        """Start a gateway again whenever it has died, as a service manager does."""
         while True:
-            replica = self._world.replica
-            if replica is None:
-                await asyncio.sleep(0.1)
-                continue
+            replica = self._world.seats[seat]
             await replica.died.wait()
-            if replica.stopping or replica is not self._world.replica:
+            if replica.stopping or replica is not self._world.seats[seat]:
                 await asyncio.sleep(0.1)
                 continue
             self._world.struck("crash")
             delay = 0.1 if self._healing else self._rng.choice((0.05, 1, 5))
             await asyncio.sleep(delay)
-            if replica is self._world.replica:
-                self._world.launch()
+            if replica is self._world.seats[seat]:
+                self._world.launch(seat)
 
     async def strike(self) -> None:
         """Break things at random moments."""
@@ -63,6 +63,8 @@ class Chaos:
             "storage_errors": self._storage_errors,
             "clock_jump": self._clock_jump,
             "disk_stall": self._disk_stall,
+            "database_away": self._database_away,
+            "lost_commits": self._lost_commits,
         }
         enabled = [action for action in ACTIONS if world.plan.has(action)]
         end = world.plan.span_s
@@ -84,46 +86,53 @@ class Chaos:
         self._healing = True
         world.faulty = False
         for replica in world.replicas:
-            replica.process.crash_at = None
+            replica.process.crash_at = replica.process.pause_at = None
             replica.process.thaw(world.loop)
         for zombie in self._zombies:
             zombie.process.kill()
         for service in world.services:
             service.reachable = True
         world.store.failing = False
-        world.server.disk_stalls = 0
+        server = world.server
+        server.disk_stalls = 0
+        if isinstance(server, DirectServer):
+            server.away, server.lost_commits = False, 0
         world.disturb()
 
+    def _some(self) -> Replica | None:
+        """A gateway that serves."""
+        ready = self._world.ready()
+        return self._rng.choice(ready) if ready else None
+
     async def _stop(self) -> None:
-        replica = self._world.replica
-        if replica is None or replica.process.state != "running" or not replica.ready.is_set():
+        replica = self._some()
+        if replica is None:
             return
         await replica.stop()
         await asyncio.sleep(self._rng.choice((0.05, 2)))
-        self._world.launch()
+        self._world.launch(replica.seat)
 
     async def _freeze(self) -> None:
-        replica = self._world.replica
+        replica = self._some()
         if replica is None:
             return
         replica.process.freeze()
         await asyncio.sleep(self._rng.choice((0.5, 5, 20)))
-        self._world.disturb()
         replica.process.thaw(self._world.loop)
 
     async def _zombie(self) -> None:
         """A frozen gateway is replaced, comes back, and goes on as if nothing had happened."""
         world = self._world
-        zombie = world.replica
-        if zombie is None or zombie.process.state != "running" or not zombie.ready.is_set():
+        zombie = self._some()
+        if zombie is None:
             return
-        zombie.process.freeze()
         zombie.stopping = True
-        zombie.process.crash_at = None
+        zombie.process.freeze()
+        zombie.process.crash_at = zombie.process.pause_at = None
         zombie.drop_connections()
         self._zombies.append(zombie)
         await asyncio.sleep(self._rng.choice((0.01, 1, 16)))
-        world.launch()
+        world.launch(zombie.seat)
         await asyncio.sleep(self._rng.choice((0.01, 0.1, 1)))
         zombie.process.thaw(world.loop)
         await asyncio.sleep(self._rng.choice((0.1, 1, 10)))
@@ -154,13 +163,29 @@ class Chaos:
         store.failing = False
 
     async def _clock_jump(self) -> None:
-        self._world.clock.offset += self._rng.choice((-30, -1, 1, 30, 200))
+        self._rng.choice(self._world.clocks).offset += self._rng.choice((-30, -1, 1, 30, 200))
 
     async def _disk_stall(self) -> None:
         server = self._world.server
         server.disk_stalls = 0.1
         await asyncio.sleep(self._rng.choice((2, 10)))
         server.disk_stalls = 0
+
+    async def _database_away(self) -> None:
+        server = self._world.server
+        if isinstance(server, DirectServer):
+            server.away = True
+            server.restart()
+            await asyncio.sleep(self._rng.choice((0.1, 2, 12)))
+            server.away = False
+            self._world.disturb()
+
+    async def _lost_commits(self) -> None:
+        server = self._world.server
+        if isinstance(server, DirectServer):
+            server.lost_commits = 0.3
+            await asyncio.sleep(self._rng.choice((0.5, 3)))
+            server.lost_commits = 0
 
     def _service(self) -> GpuService:
         return self._rng.choice(self._world.services)

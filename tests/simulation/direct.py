@@ -1,191 +1,374 @@
-"""A second, three times faster driver: SQLAlchemy's own synchronous engine under async methods.
+"""The fast driver: an AsyncEngine's place is taken by two connections kept from world to world.
 
-It has what `gateway.db` uses of an AsyncEngine. Statements, pool and transactions are the real ones
-and each operation is a scheduling point as in `dbapi`; what it lacks is the greenlet layer and that
-an operation whose caller was cancelled still happens.
+All processes of a world write through one connection, one transaction at a time, and read what is
+committed through the other. The write lock, its queue, sessions that break and a database that is
+away are modelled here, on virtual time. Each operation is a scheduling point.
 """
 
 import asyncio
-import contextlib
+import os
 import random
 import sqlite3
 import tempfile
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
-from contextvars import Context
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
 
-from sqlalchemy import Connection, CursorResult, Engine, Executable, create_engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Engine, Executable, create_engine
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tests.simulation.dbapi import BUSY_RETRY_S, SERVER, Observer, Server
-from tests.simulation.engines import share_compiled
+from gateway.db.notices import NOTIFY
+from tests.simulation import statements
+from tests.simulation.dbapi import SERVER, Observer, Server
 from tests.simulation.loop import TURN
-from tests.simulation.process import PROCESS
+from tests.simulation.process import PROCESS, Process
 
 T = TypeVar("T")
-_templates: dict[str, Engine] = {}
+LOCK_TIMEOUT_S = 10.0
+IDLE_SESSION_S = 5.0
+"""The server ends a transaction whose client is frozen after this."""
 
 
-class ReportingConnection(sqlite3.Connection):
-    """A real connection that tells the server's observer how each transaction ended."""
+class File:
+    """The one database file of this process, with its two connections."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, tables: bytes) -> None:
+        shm = Path("/dev/shm")
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="simulation-", dir=shm if os.access(shm, os.W_OK) else None
+        )
+        path = Path(self._folder.name) / "world.db"
+        path.write_bytes(tables)
+        self.clock: Callable[[], int] = lambda: 0
+        """The database's own time, in microseconds."""
+        self.writer = self._connect(path)
+        self.reader = self._connect(path)
         self.changes: list[tuple[Any, ...]] = []
-        self.process = PROCESS.get()
-        self.busy_timeout: float | None = None
-        self.server = SERVER.get()
+        self._listening = False
+        self.writer.create_function("sim_changed", -1, self._changed)
+        self._tables = [
+            name
+            for (name,) in self.writer.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+            )
+        ]
 
     @property
-    def real(self) -> sqlite3.Connection:
+    def folder(self) -> Path:
+        """Where it lies."""
+        return Path(self._folder.name)
+
+    def empty(self) -> None:
+        """Make it as new, but for the statements its connections have prepared."""
+        self._listening = False
+        self.writer.execute("PRAGMA foreign_keys=OFF")
+        self.writer.execute("BEGIN")
+        for name in self._tables:
+            self.writer.execute(f"DELETE FROM {name}")
+        self.writer.execute("COMMIT")
+        self.writer.execute("PRAGMA foreign_keys=ON")
+        self.changes.clear()
+        self._listening = True
+
+    def put(self, table: str, row: dict[str, Any]) -> None:
+        """Add a row nobody hears of."""
+        self._listening = False
+        names, marks = ", ".join(row), ", ".join("?" * len(row))
+        sql = f"INSERT INTO {table} ({names}) VALUES ({marks})"
+        self.writer.execute(sql, list(row.values()))
+        self._listening = True
+
+    def _connect(self, path: Path) -> sqlite3.Connection:
+        connection = sqlite3.connect(path, isolation_level=None, cached_statements=1000)
+        for pragma in ("journal_mode=WAL", "synchronous=OFF", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+        connection.create_function("database_clock", 0, self._now)
+        return connection
+
+    def _now(self) -> int:
+        return self.clock()
+
+    def _changed(self, *values: Any) -> None:
+        if self._listening:
+            self.changes.append(values)
+
+
+class Session:
+    """One write transaction, from the queue for the lock to its end."""
+
+    def __init__(self, process: Process | None) -> None:
+        self.process = process
+        self.granted: asyncio.Future[None] | None = None
+        self.broken = False
+        self.changes: list[tuple[Any, ...]] = []
+        """What observers read of a settled transaction."""
+        self.told: list[str] = []
+        """What NOTIFY sends when it commits."""
+
+    @property
+    def real(self) -> None:
+        """Nothing to be prepared by an observer: the file's triggers are there already."""
+
+
+class DirectServer(Server):
+    """The database of one world on a kept file."""
+
+    def __init__(
+        self,
+        file: File,
+        rng: random.Random,
+        *,
+        observer: Observer,
+        slow: float = 0,
+        notify: Callable[[list[str]], None] | None = None,
+    ) -> None:
+        super().__init__(str(file.folder), rng, observer=observer, slow=slow)
+        self.file = file
+        self.away = False
+        """Nobody gets an answer."""
+        self.lost_commits = 0.0
+        """Share of commits whose answer does not arrive, half of them carried out."""
+        self.writing: Session | None = None
+        self.ears: list[asyncio.Future[None]] = []
+        """Listening connections; each is told when it breaks."""
+        self._notify = notify
+        self._queue: list[Session] = []
+
+    async def turn(self) -> None:
+        """One way to the server and back."""
+        delay = self.delay()
+        if delay:
+            await asyncio.sleep(delay)
+        else:
+            await TURN
+        if self.away:
+            await asyncio.sleep(self._rng.choice((0.01, 1)))
+            raise _unavailable("the database system is not up")
+        self.operations += 1
+
+    async def begin(self) -> Session:
+        """Take the write lock, first come first served."""
+        await self.turn()
+        session = Session(PROCESS.get())
+        if self.writing is None:
+            self._grant(session)
+            return session
+        session.granted = asyncio.get_running_loop().create_future()
+        self._queue.append(session)
+        try:
+            async with asyncio.timeout(LOCK_TIMEOUT_S):
+                await session.granted
+        except BaseException as error:
+            if session in self._queue:
+                self._queue.remove(session)
+            self.end(session)
+            if isinstance(error, TimeoutError):
+                raise _unavailable("database is locked") from None
+            raise
+        if session.broken:
+            raise _unavailable("terminating connection")
+        return session
+
+    def write(self, session: Session, statement: Executable, values: Any) -> statements.Result:
+        """Carry out one statement of the open transaction."""
+        if session.broken:
+            raise _unavailable("terminating connection")
+        if statement is NOTIFY:
+            session.told += values["told"]
+            return statements.Result([], 0)
+        return _translated(lambda: statements.execute(self.file.writer, statement, values))
+
+    def read(self, statement: Executable, values: Any) -> statements.Result:
+        """Carry out one statement on what is committed."""
+        # with no transaction open both connections see the same, and the writer's cache is warm
+        connection = self.file.reader if self.writing is not None else self.file.writer
+        return _translated(lambda: statements.execute(connection, statement, values))
+
+    async def commit(self, session: Session) -> None:
+        """Commit and answer, as far as nothing comes between."""
+        await self.turn()
+        if session.broken:
+            raise _unavailable("terminating connection")
+        lost = self.lost_commits > 0 and self._rng.random() < self.lost_commits
+        if lost and self._rng.random() < 0.5:
+            self.end(session)
+            raise _unavailable("connection lost in commit")
+        self.file.writer.execute("COMMIT")
+        self._settle(session, committed=True)
+        if session.told and self._notify is not None:
+            self._notify(session.told)
+        self._next()
+        # it is committed; whether the process lives to learn that is another matter
+        await TURN
+        if lost:
+            raise _unavailable("connection lost after commit")
+
+    def end(self, session: Session | None) -> None:
+        """Roll back, if it has not ended."""
+        if session is None:
+            return
+        session.broken = True
+        if self.writing is session:
+            self.file.writer.execute("ROLLBACK")
+            self._settle(session, committed=False)
+            self._next()
+
+    def gone(self, process: Process) -> None:
+        """A process is dead: the kernel closes its connections."""
+        self._queue = [session for session in self._queue if session.process is not process]
+        if self.writing is not None and self.writing.process is process:
+            self.end(self.writing)
+
+    def frozen(self, process: Process) -> Session | None:
+        """The transaction a frozen process leaves open."""
+        writing = self.writing
+        return writing if writing is not None and writing.process is process else None
+
+    def restart(self) -> None:
+        """Every session ends."""
+        ears, self.ears = self.ears, []
+        for ear in ears:
+            if not ear.done():
+                ear.set_result(None)
+        waiting, self._queue = self._queue, []
+        for session in waiting:
+            session.broken = True
+            if session.granted is not None and not session.granted.done():
+                session.granted.set_result(None)
+        if self.writing is not None:
+            self.end(self.writing)
+
+    def _grant(self, session: Session) -> None:
+        self.writing = session
+        self.file.writer.execute("BEGIN IMMEDIATE")
+
+    def _next(self) -> None:
+        self.writing = None
+        # one that is frozen does not ask: it is passed over until it goes on
+        for session in self._queue:
+            if session.process is None or session.process.state == "running":
+                self._queue.remove(session)
+                self._grant(session)
+                if session.granted is not None:
+                    session.granted.set_result(None)
+                return
+
+    def thawed(self) -> None:
+        """Somebody goes on who may have been passed over."""
+        if self.writing is None:
+            self._next()
+
+    def _settle(self, session: Session, *, committed: bool) -> None:
+        session.changes, self.file.changes = self.file.changes, []
+        if session.changes:
+            self.commits += committed
+            self.observer.settled(session, committed=committed)
+
+
+def _unavailable(message: str) -> OperationalError:
+    return OperationalError(None, None, sqlite3.OperationalError(message))
+
+
+def _translated(call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except sqlite3.IntegrityError as error:
+        raise IntegrityError(None, None, error) from error
+    except sqlite3.Error as error:
+        raise OperationalError(None, None, error) from error
+
+
+class _Transaction:
+    """A write transaction, as `AsyncEngine.begin()` gives it."""
+
+    dialect = statements.DIALECT
+
+    def __init__(self, server: DirectServer) -> None:
+        self._server = server
+        self._session: Session | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = await self._server.begin()
         return self
 
-    def commit(self) -> None:
-        super().commit()
-        self._settled(committed=True)
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        session = self._session
+        if session is None:
+            return
+        if kind is not None:
+            self._server.end(session)
+            return
+        try:
+            await self._server.commit(session)
+        except BaseException:
+            self._server.end(session)
+            raise
 
-    def rollback(self) -> None:
-        super().rollback()
-        self._settled(committed=False)
-
-    def _settled(self, *, committed: bool) -> None:
-        self.server.operations += 1
-        if self.changes:
-            self.server.commits += committed
-            self.server.observer.settled(self, committed=committed)
-
-    def die(self) -> None:
-        """Its process is gone: the kernel closes its files, which rolls back what was open."""
-        # a statement that was not read to its end would keep a closed connection's locks; the pool
-        # may have closed it already
-        with contextlib.suppress(sqlite3.ProgrammingError):
-            super().rollback()
-        self.changes.clear()
-        self.close()
+    async def execute(self, statement: Executable, values: Any = None) -> statements.Result:
+        await self._server.turn()
+        if self._session is None:
+            raise SQLAlchemyError("the transaction has not begun")
+        return self._server.write(self._session, statement, values)
 
 
-def _open() -> sqlite3.Connection:
-    server = SERVER.get()
-    connection = sqlite3.connect(
-        server.path, timeout=0, check_same_thread=False, factory=ReportingConnection
-    )
-    process = PROCESS.get()
-    if process is not None:
-        process.at_death.append(connection.die)
-    server.observer.opened(connection)
-    return connection
+class _Reading:
+    """An autocommit connection, as `AsyncEngine.connect()` gives it."""
+
+    dialect = statements.DIALECT
+
+    def __init__(self, server: DirectServer) -> None:
+        self._server = server
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    async def execute(
+        self,
+        statement: Executable,
+        values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    ) -> statements.Result:
+        await self._server.turn()
+        return self._server.read(statement, values)
 
 
 class DirectEngine:
     """Stands in for an AsyncEngine."""
 
-    def __init__(self, engine: Engine, connections: int) -> None:
-        self.sync_engine = engine
-        self._room = asyncio.Semaphore(connections)
+    def __init__(self) -> None:
+        server = SERVER.get()
+        if not isinstance(server, DirectServer):
+            raise TypeError(f"not a kept file: {server!r}")
+        self._server = server
+        self.sync_engine = _unused()
 
     async def dispose(self) -> None:
-        await _turn()
-        self.sync_engine.dispose()
-
-    @asynccontextmanager
-    async def connect(self) -> "AsyncGenerator[DirectConnection]":
-        async with self._room:
-            await _turn()
-            with self.sync_engine.connect() as connection:
-                yield _ready(connection)
-
-    @asynccontextmanager
-    async def begin(self) -> "AsyncGenerator[DirectConnection]":
-        async with self._room:
-            await _turn()
-            with self.sync_engine.connect() as connection:
-                ready = _ready(connection)
-                await ready.patiently(connection.begin)
-                try:
-                    yield ready
-                except BaseException:
-                    connection.rollback()
-                    raise
-                await _turn()
-                connection.commit()
-                # it is committed; whether the process lives to learn that is another matter
-                await _turn()
-
-
-class DirectConnection:
-    """Stands in for an AsyncConnection."""
-
-    def __init__(self, connection: Connection, busy_timeout: float) -> None:
-        self._connection = connection
-        self._busy_timeout = busy_timeout
-
-    async def execute(self, statement: Executable, values: Any = None) -> CursorResult[Any]:
-        await _turn()
-        SERVER.get().operations += 1
-        return await self.patiently(lambda: self._connection.execute(statement, values))
-
-    async def run_sync(self, function: Callable[[Connection], T]) -> T:
-        await _turn()
-        return function(self._connection)
-
-    async def patiently(self, call: Callable[[], T]) -> T:
-        """Wait for a lock in virtual time, as long as the busy timeout says."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._busy_timeout
-        while True:
-            try:
-                return call()
-            except OperationalError as error:
-                code = getattr(error.orig, "sqlite_errorcode", None)
-                if code != sqlite3.SQLITE_BUSY or loop.time() >= until:
-                    raise
-            await asyncio.sleep(BUSY_RETRY_S)
-
-
-def _ready(connection: Connection) -> DirectConnection:
-    raw = connection.connection.dbapi_connection
-    if not isinstance(raw, ReportingConnection):
-        raise TypeError(f"not opened here: {raw!r}")
-    timeout = raw.busy_timeout
-    if timeout is None:
-        # what the program asked for is waited in virtual time: SQLite itself must not block
-        timeout = raw.busy_timeout = raw.execute("PRAGMA busy_timeout").fetchone()[0] / 1000
-        raw.execute("PRAGMA busy_timeout=0")
-    return DirectConnection(connection, timeout)
-
-
-async def _turn() -> None:
-    delay = SERVER.get().delay()
-    if delay:
-        await asyncio.sleep(delay)
-    else:
         await TURN
+
+    def connect(self) -> _Reading:
+        return _Reading(self._server)
+
+    def begin(self) -> _Transaction:
+        return _Transaction(self._server)
+
+
+@cache
+def _unused() -> Engine:
+    """What the program sets its pragmas on; nothing ever connects through it."""
+    return create_engine("sqlite://")
 
 
 def create_direct_engine(url: str, /, **options: Any) -> AsyncEngine:
-    """Make an engine as `create_async_engine` would, without greenlets."""
-    key = f"{sorted(options.items())!r}"
-    template = _templates.get(key)
-    if template is None:
-        template = _templates[key] = Context().run(_template, options)
-    engine = Engine(template.pool.recreate(), template.dialect, template.url)
-    share_compiled(template, engine)
-    engine.update_execution_options(**template.get_execution_options())
-    connections = options.get("pool_size", 5) + options.get("max_overflow", 10)
-    del url
-    return cast("AsyncEngine", DirectEngine(engine, connections))
-
-
-def _template(options: dict[str, Any]) -> Engine:
-    engine = create_engine("sqlite:///simulated.db", creator=_open, **options)
-    with tempfile.TemporaryDirectory() as folder:
-        # the dialect looks at the server once; nothing of that is timed or drawn
-        path = str(Path(folder) / "warm-up.db")
-        SERVER.set(Server(path, random.Random(0), observer=Observer()))
-        with engine.connect():
-            pass
-        engine.dispose()
-    return engine
+    """Make an engine as `create_async_engine` would."""
+    del url, options
+    return cast("AsyncEngine", DirectEngine())

@@ -76,7 +76,7 @@ class GpuService:
             self.runs[order.run_id] = run
             return run.reference
         open_runs = sum(run.state in ("queued", "running") for run in self.runs.values())
-        if open_runs >= self.capacity or (self._strikes("full", 0.2)):
+        if open_runs >= self.capacity or self._strikes("full", 0.35):
             raise Full
         self.runs[order.run_id] = run
         run.task = self.world.harness_task(self._carry_out(run), f"{self.name} {order.run_id[:8]}")

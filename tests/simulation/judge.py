@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 STOP_WITHIN_S = 25.0
 """An ended job's execution stops within this time once nothing hinders it."""
 
+ASKED_S = 2.0
+"""A request that went unanswered began at most so long ago."""
+
 
 class Judge:
     """The journal of executions and the rules about it."""
@@ -20,17 +23,20 @@ class Judge:
     def __init__(self, world: "World") -> None:
         self._world = world
         self.executions: dict[str, list[Execution]] = {}
-        self._silent_since: dict[str, float] = {}
+        self._silent_since: dict[tuple[str, str], float] = {}
+        """By gateway and run."""
         self._given_up: set[str] = set()
+        self._in_doubt: set[str] = set()
+        """Runs whose start went unanswered once: it may take effect at any time."""
 
     def contact(self, run_id: str) -> None:
-        """A service has answered about a run."""
-        self._silent_since.pop(run_id, None)
+        """A service has answered a gateway about a run."""
+        self._silent_since.pop((_asker(), run_id), None)
 
     def no_contact(self, run_id: str) -> None:
-        """A request about a run went unanswered."""
+        """A gateway's request about a run went unanswered."""
         now = self._world.loop.time()
-        since = self._silent_since.setdefault(run_id, now - 5)
+        since = self._silent_since.setdefault((_asker(), run_id), now - ASKED_S)
         if now - since >= self._patience() - 1:
             self._given_up.add(run_id)
 
@@ -38,22 +44,33 @@ class Judge:
         return self._world.plan.settings["backend_lost_after_s"]
 
     def _was_unreachable(self, run_id: str) -> bool:
-        since = self._silent_since.get(run_id)
-        silent = 0 if since is None else self._world.loop.time() - since
-        return run_id in self._given_up or silent >= self._patience() - 1
+        now = self._world.loop.time()
+        return run_id in self._given_up or any(
+            now - since >= self._patience() - 1
+            for (_, asked), since in self._silent_since.items()
+            if asked == run_id
+        )
 
     def asked_to_start(self, run_id: str) -> None:
-        """The gateway asks a service to begin a run."""
-        replica = self._world.replica
-        if replica is None or replica.process is not PROCESS.get():
-            # a zombie does not know yet that the run has gone on without it
-            return
+        """A gateway asks a service to begin a run."""
         row = self._world.ledger.runs.get(run_id)
         if row is None:
             if not self._world.ever_deleted:
                 self._world.breach(f"run {run_id[:8]} was started without a row")
-        elif row["state"] == "waiting":
+        elif row["state"] == "waiting" and row["owner"] == self._world.ledger.replicas.get(
+            _asker()
+        ):
+            # a zombie does not know yet that the run has gone on without it
             self._world.breach(f"run {run_id[:8]} was started before it was granted")
+
+    def start_unanswered(self, run_id: str) -> None:
+        """Nobody knows whether a start has taken effect, or will."""
+        self._in_doubt.add(run_id)
+
+    def _left_behind(self, run_id: str) -> bool:
+        # it was refused later on: its backend is told to stop what may come, and another id goes on
+        row = self._world.ledger.runs.get(run_id)
+        return run_id in self._in_doubt and row is not None and row["state"] == "failed"
 
     def forgotten(self, run_id: str) -> None:
         """A service is told that a run's files are safe."""
@@ -65,8 +82,15 @@ class Judge:
         """A run begins to execute: the GPU's time is being spent."""
         earlier = self.executions.setdefault(execution.job_id, [])
         for other in earlier:
-            excused = other.fate in ("lost", "transient", "spoiled") or self._was_unreachable(
-                other.run_id
+            excused = (
+                other.fate in ("lost", "transient", "spoiled")
+                or self._was_unreachable(other.run_id)
+                # begun by a request that came too late: its service was given up long ago
+                or (other.run_id != execution.run_id and execution.run_id in self._given_up)
+                or any(
+                    other.run_id != execution.run_id and self._left_behind(run_id)
+                    for run_id in (other.run_id, execution.run_id)
+                )
             )
             if not excused:
                 self._world.breach(
@@ -136,3 +160,8 @@ class Judge:
         book = self._world.ledger.jobs.get(execution.job_id)
         if book is not None and book.ended_at is not None:
             self._check_stopped(execution, book.ended_at)
+
+
+def _asker() -> str:
+    process = PROCESS.get()
+    return "" if process is None else process.name

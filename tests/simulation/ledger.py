@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 _LOGGED = {
-    "jobs": ("id", "status", "progress", "events", "outcome", "error_code", "finished_at"),
+    "jobs": ("id", "status", "progress", "events", "outcome", "error_code", "finished_at",
+             "webhook_url", "batch_id"),
     "runs": ("id", "job_id", "attempt", "state", "backend", "reference", "produced", "owner",
              "epoch", "deaths", "failures"),
     "artifacts": ("job_id", "output", "n", "key", "bytes", "sha256"),
     "job_events": ("job_id", "n", "type"),
-    "replicas": ("id",),
+    "replicas": ("id", "seen"),
+    "webhook_events": ("id", "type", "job_id", "batch_id", "status"),
+    "batches": ("id", "total", "ended", "finished_at", "webhook_url"),
 }  # fmt: skip
 
 
@@ -45,6 +48,8 @@ class JobBook:
     ended_at: float | None = None
     artifacts: list[Row] = field(default_factory=list[Row])
     events: list[str] = field(default_factory=list[str])
+    told: list[str] = field(default_factory=list[str])
+    """Types of the webhook events written for it."""
     deleted: bool = False
 
 
@@ -57,6 +62,10 @@ class Ledger(Observer):
         self.runs: dict[str, Row] = {}
         self.replicas: dict[str, str] = {}
         """Replica id by the name of the process that announced it."""
+        self.beats: dict[str, float] = {}
+        """When each replica was last seen, by its id; gone when it has left."""
+        self.batches: dict[str, Row] = {}
+        self.batch_told: list[str] = []
         self.commits = 0
 
     def opened(self, connection: Watched) -> None:
@@ -90,10 +99,13 @@ class Ledger(Observer):
             self._apply(process, table, old, new)
             if table == "runs":
                 touched.add((new or old)["job_id"])
+            elif table == "jobs":
+                touched.add((new or old)["id"])
         for job_id in sorted(touched):
             self._check_job(job_id)
         if touched:
             self._check_capacity()
+            self._check_batches()
 
     def _breach(self, text: str) -> None:
         self._world.breach(text)
@@ -107,8 +119,29 @@ class Ledger(Observer):
             self._artifact(old, new)
         elif table == "job_events":
             self._event(old, new)
-        elif new and not old:
+        elif table == "replicas":
+            self._replica(process, old, new)
+        elif table == "webhook_events":
+            self._webhook(old, new)
+        elif new:
+            self.batches[new["id"]] = new
+
+    def _replica(self, process: str, old: Row, new: Row) -> None:
+        if new and not old:
             self.replicas[process] = new["id"]
+        if new:
+            self.beats[new["id"]] = new["seen"] / 1e6 - self._world.began
+        else:
+            self.beats.pop(old["id"], None)
+
+    def _webhook(self, old: Row, new: Row) -> None:
+        if old or not new:
+            # delivering is not simulated; a deleted job takes its events with it
+            return
+        if new["job_id"] is None:
+            self.batch_told.append(new["batch_id"])
+        else:
+            self.jobs[new["job_id"]].told.append(new["type"])
 
     def _job(self, old: Row, new: Row) -> None:
         trace = self._world.trace
@@ -158,6 +191,7 @@ class Ledger(Observer):
         if new["owner"] != old["owner"]:
             if new["owner"] is not None and new["epoch"] <= old["epoch"]:
                 self._breach(f"{name} changed hands without a new epoch")
+            self._check_lease(name, old["owner"], new["owner"])
             return
         driven = ("state", "reference", "produced", "failures")
         if all(new[key] == old[key] for key in driven):
@@ -168,6 +202,13 @@ class Ledger(Observer):
         )
         if not anyone and old["owner"] != replica:
             self._breach(f"{process} wrote {name} to {new['state']}, which is not its own")
+
+    def _check_lease(self, name: str, before: str | None, after: str | None) -> None:
+        if before is None or after is None or before not in self.beats:
+            return
+        silent = self._world.loop.time() - self.beats[before]
+        if silent < self._world.plan.settings["lease_s"] and self._world.clocks_agree:
+            self._breach(f"{name} was taken from a gateway seen {silent:.2f} s ago")
 
     def _artifact(self, old: Row, new: Row) -> None:
         job_id = (new or old)["job_id"]
@@ -203,6 +244,23 @@ class Ledger(Observer):
             self._breach(f"job {job_id[:8]} is open with {len(open_runs)} open runs")
         if book.row["status"] == "completed":
             self._world.judge.completed(job_id, book, runs)
+        due = [f"job.{book.row['status']}"] if ended and book.row["webhook_url"] else []
+        if book.told != due:
+            self._breach(f"job {job_id[:8]} has webhook events {book.told}, due are {due}")
+
+    def _check_batches(self) -> None:
+        for batch_id, batch in self.batches.items():
+            ended = sum(
+                book.row["batch_id"] == batch_id and book.row["status"] in JOB_TERMINAL
+                for book in self.jobs.values()
+            )
+            if batch["ended"] != ended:
+                self._breach(f"the batch counts {batch['ended']} ended jobs, {ended} have")
+            done = ended == batch["total"]
+            if done != (batch["finished_at"] is not None):
+                self._breach(f"the batch has {ended} ended jobs and is {batch}")
+            if self.batch_told.count(batch_id) != (done and batch["webhook_url"] is not None):
+                self._breach(f"the batch has {ended} ended jobs and events {self.batch_told}")
 
     def _check_capacity(self) -> None:
         used: dict[str, int] = {}

@@ -3,15 +3,17 @@
 import asyncio
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Table, bindparam, update
 
 from gateway.backends.base import BackendUnreachable, Order, RunLost
-from gateway.db import jobs, owners, placements, runs, tables
+from gateway.db import engine, job_log, jobs, owners, placements, runs, tables
 from gateway.db.records import job_row, to_job
 from gateway.job import Job, NewJob
-from gateway.jobs import files, runner
+from gateway.jobs import files, placement, runner
 from gateway.storage.base import StoredFile
 from tests.simulation.backend import SimulatedBackend
 from tests.simulation.gpu import GpuService
@@ -179,4 +181,92 @@ def over_capacity() -> Generator[None]:
         return []
 
     with _replaced(placements, "under_way", nothing):
+        yield
+
+
+@_bug
+def ignored_lease() -> Generator[None]:
+    """A takeover takes every other gateway for dead."""
+    take_over = owners.OwnerRows.take_over
+
+    async def hasty(self: Any, replica: str, now: Any, **options: Any) -> Any:
+        options["lease"] = -timedelta(days=1)
+        return await take_over(self, replica, now, **options)
+
+    with _replaced(owners.OwnerRows, "take_over", hasty):
+        yield
+
+
+@_bug
+def reused_id() -> Generator[None]:
+    """A run whose start may still come is put back, and may be granted elsewhere."""
+    drive = vars(runner)["_Drive"]
+    with _replaced(drive, "_started_anew", vars(drive)["_put_back"]):
+        yield
+
+
+_SEEN: ContextVar[Any] = ContextVar("seen")
+
+
+@_bug
+def unlocked_placement() -> Generator[None]:
+    """Placement reads what backends have before it is alone with the rows, not after."""
+    place = placement.Placement.place
+    under_way = placements.under_way
+
+    async def read_first(self: Any, **options: Any) -> None:
+        _SEEN.set(await self._db.read(under_way))
+        await place(self, **options)
+
+    async def as_seen(_: Any) -> Any:
+        return _SEEN.get()
+
+    with (
+        _replaced(placement.Placement, "place", read_first),
+        _replaced(placements, "under_way", as_seen),
+    ):
+        yield
+
+
+@_bug
+def no_slow_poll() -> Generator[None]:
+    """A gateway that missed the message of a grant never looks for it."""
+
+    async def nothing(*_: Any) -> list[Any]:
+        return []
+
+    with _replaced(owners.OwnerRows, "under_way", nothing):
+        yield
+
+
+@_bug
+def outbox_outside() -> Generator[None]:
+    """The webhook event of a job is written after the commit that ends it."""
+    write, job_ended = engine.Database.write, job_log.job_ended
+    put_off: dict[int, list[Any]] = {}
+
+    async def later(transaction: Any, *ended: Any) -> None:
+        put_off.setdefault(id(transaction), []).append(ended)
+
+    async def in_two_commits(self: Any, work: Any, **options: Any) -> Any:
+        late: list[Any] = []
+
+        async def first(transaction: Any) -> Any:
+            done = await work(transaction)
+            late[:] = put_off.pop(id(transaction), [])
+            return done
+
+        async def second(transaction: Any) -> None:
+            for ended in late:
+                await job_ended(transaction, *ended)
+
+        done = await write(self, first, **options)
+        if late:
+            await write(self, second)
+        return done
+
+    with (
+        _replaced(engine.Database, "write", in_two_commits),
+        _replaced(job_log, "job_ended", later),
+    ):
         yield

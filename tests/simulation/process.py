@@ -31,7 +31,11 @@ class Process:
         """Turns its coroutines had: each is the stretch between two awaits."""
         self.crash_at: int | None = None
         """The process dies instead of taking this turn."""
+        self.pause_at: int | None = None
+        """The process is stopped before this turn, as by SIGSTOP."""
         self.at_death: list[Callable[[], None]] = []
+        self.at_freeze: list[Callable[[], None]] = []
+        self.at_thaw: list[Callable[[], None]] = []
         self.base = Context()
         """What every task of it starts from; nothing is inherited from outside."""
         self.base.run(PROCESS.set, self)
@@ -58,9 +62,13 @@ class Process:
         """Whether a callback may run now; called by the loop before each."""
         if self.state == "running":
             self.steps += 1
-            if self.steps != self.crash_at:
+            if self.steps == self.crash_at:
+                self.kill()
+            elif self.steps == self.pause_at:
+                self._parked.append(callback)
+                self.freeze()
+            else:
                 return True
-            self.kill()
         elif self.state == "frozen":
             self._parked.append(callback)
         return False
@@ -78,6 +86,8 @@ class Process:
         """SIGSTOP."""
         if self.state == "running":
             self.state = "frozen"
+            for function in self.at_freeze:
+                function()
 
     def thaw(self, loop: "VirtualLoop") -> None:
         """SIGCONT."""
@@ -85,6 +95,8 @@ class Process:
             self.state = "running"
             parked, self._parked = self._parked, []
             loop.readmit(parked)
+            for function in self.at_thaw:
+                function()
 
     def bury(self) -> None:
         """Free what a dead process held, after the world has been judged.
@@ -100,5 +112,7 @@ class Process:
                     task.get_coro().close()
             self._tasks.clear()
             self.at_death.clear()
+            self.at_freeze.clear()
+            self.at_thaw.clear()
         finally:
             sys.unraisablehook = hook

@@ -2,12 +2,12 @@
 
 import hashlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from gateway.storage.base import StorageError, StoredFile
+from gateway.storage.base import ListedFile, StorageError, StoredFile
 from tests.simulation.loop import TURN
 
 if TYPE_CHECKING:
@@ -93,6 +93,15 @@ class SimulatedStorage:
         if self._store.fails():
             raise StorageError("simulated outage")
         self._store.files.pop(key, None)
+
+    async def pages(self) -> AsyncIterator[Sequence[ListedFile]]:
+        await TURN
+        written_at = self._world.clock.now()
+        yield [ListedFile(key=key, written_at=written_at) for key in self._store.files]
+
+    async def tidy(self, before: datetime) -> None:
+        del before
+        await TURN
 
 
 class SimulatedNames:

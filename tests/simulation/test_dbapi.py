@@ -10,10 +10,8 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.db import EngineFactory
 from tests.simulation import dbapi
 from tests.simulation.dbapi import Observer, Server, Watched
-from tests.simulation.direct import create_direct_engine
 from tests.simulation.engines import create_async_engine
 from tests.simulation.loop import VirtualLoop, spawn
 from tests.simulation.process import Process
@@ -54,8 +52,8 @@ class Bench:
         self.process = Process("p")
         self.process.base.run(dbapi.SERVER.set, self.server)
 
-    def engine(self, make: EngineFactory = create_async_engine) -> AsyncEngine:
-        engine = make("sqlite+aiosqlite:///any.db", pool_size=3)
+    def engine(self) -> AsyncEngine:
+        engine = create_async_engine("sqlite+aiosqlite:///any.db", pool_size=3)
 
         @event.listens_for(engine.sync_engine, "connect")
         def no_implicit_begin(connection: Any, _: Any) -> None:
@@ -161,13 +159,13 @@ def test_a_lock_held_for_too_long_is_an_error_after_the_busy_timeout(tmp_path: P
     assert bench.rows() == [1]
 
 
-def crash_at(folder: Path, turn: int, make: EngineFactory) -> tuple[list[int], list[bool]]:
+def crash_at(folder: Path, turn: int) -> tuple[list[int], list[bool]]:
     bench = Bench(folder, seed=7)
     bench.process.crash_at = turn
     learned: list[bool] = []
 
     async def write() -> None:
-        engine = bench.engine(make)
+        engine = bench.engine()
         async with engine.begin() as connection:
             result = await connection.execute(text("INSERT INTO t VALUES (1) RETURNING n"))
             assert result.scalar_one() == 1
@@ -187,17 +185,16 @@ def crash_at(folder: Path, turn: int, make: EngineFactory) -> tuple[list[int], l
     return bench.rows(), learned
 
 
-@pytest.mark.parametrize("make", [create_async_engine, create_direct_engine])
 # what a dead process leaves open is found by the collector, and SQLAlchemy says so
 @pytest.mark.filterwarnings("ignore")
 def test_a_crash_at_every_turn_leaves_all_of_a_transaction_or_nothing_and_no_lock(
-    tmp_path: Path, make: EngineFactory
+    tmp_path: Path,
 ) -> None:
     seen: set[tuple[bool, bool]] = set()
     for turn in range(1, 40):
         folder = tmp_path / str(turn)
         folder.mkdir()
-        rows, learned = crash_at(folder, turn, make)
+        rows, learned = crash_at(folder, turn)
         assert rows in ([], [1])
         seen.add((bool(rows), bool(learned)))
     # nothing written · written, and the process never learned it · written and learned

@@ -8,39 +8,46 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SEEDS = int(os.environ.get("SIM_SEEDS", "150"))
-BUDGET_S = float(os.environ.get("SIM_SECONDS", "40"))
-"""Seeds are begun within this time: fewer than asked for on a slow machine, never a longer test."""
+SEEDS = int(os.environ.get("SIM_SEEDS", "10000"))
 PLANTED = {
     "unguarded-write": "not its own",
     "dropped-epoch": "without a new epoch",
+    "ignored-lease": "was taken from a gateway seen",
+    "unlocked-placement": "over its capacity",
+    "over-capacity": "over its capacity",
+    "no-slow-poll": "never ended",
+    "no-takeover": "never ended",
+    "outbox-outside": "webhook events",
+    "reused-id": "executes again",
     "fresh-id": "executes again",
     "impatience": "executes again",
     "early-answer": "acknowledged and is not committed",
     "forgotten-cancel": "longer than its job",
     "unverified-files": "is completed but",
-    "no-takeover": "never ended",
-    "over-capacity": "over its capacity",
 }
-WITHIN = 100
+WITHIN = 500
+ONLY = {"reused-id": ("--faults", "late_answers,full")}
+"""What takes a rare order of events is looked for where it can come about."""
 
 
-def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
+def simulate(*arguments: str, hash_seed: int = 0) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tests.simulation", *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONHASHSEED": "0"},
+        env={**os.environ, "PYTHONHASHSEED": str(hash_seed)},
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=1700,
     )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800)
 def test_no_rule_is_broken_whatever_crashes_and_whenever() -> None:
-    done = simulate("--seeds", str(SEEDS), "--seconds", str(BUDGET_S))
+    workers = str(min(8, os.cpu_count() or 1))
+    done = simulate("--seeds", str(SEEDS), "--workers", workers)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{SEEDS} seeds" in done.stdout
     assert "faults injected: 0" not in done.stdout
 
 
@@ -50,18 +57,21 @@ def test_a_small_world_survives_a_crash_at_every_single_turn() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("bug", sorted(PLANTED))
-def test_a_planted_bug_is_found_within_a_hundred_seeds(bug: str) -> None:
-    done = simulate("--plant", bug, "--until", PLANTED[bug], "--seeds", str(WITHIN))
+def test_a_planted_bug_is_found_within_a_few_hundred_seeds(bug: str) -> None:
+    done = simulate(
+        "--plant", bug, "--until", PLANTED[bug], "--seeds", str(WITHIN), *ONLY.get(bug, ())
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     assert f"--plant {bug}" in done.stdout
     assert "replay: python -m tests.simulation --seed " in done.stdout
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("seed", [10, 11, 12])
+@pytest.mark.parametrize("seed", [100, 103, 131])
 def test_a_seed_replays_exactly_in_the_same_process_and_in_another_one(seed: int) -> None:
-    first, second = simulate("--seed", str(seed)), simulate("--seed", str(seed))
+    first = simulate("--seed", str(seed))
+    second = simulate("--seed", str(seed), hash_seed=1)
     assert "replayed alike" in first.stdout, first.stdout + first.stderr
     assert first.stdout == second.stdout

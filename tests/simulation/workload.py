@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gateway.db import DatabaseUnavailable
 from gateway.errors import GatewayError
-from gateway.job import JOB_TERMINAL, Call, Job, NewJob
+from gateway.job import JOB_TERMINAL, Call, Job, JobEvent, NewJob
 from gateway.jobs.engine import Jobs
 from gateway.storage.base import StorageError
 from tests.simulation.replica import ConnectionLost, Replica
@@ -55,7 +55,11 @@ class Workload:
     async def _caller(self, n: int) -> None:
         rng = random.Random(self._rng.random())
         world = self._world
-        await asyncio.sleep(rng.uniform(0, world.plan.span_s * 0.8))
+        # the start of the gateways takes a moment
+        arrives = (
+            rng.uniform(0.05, 0.1) if world.plan.burst else rng.uniform(0, 0.8 * world.plan.span_s)
+        )
+        await asyncio.sleep(arrives)
         job_id = await self._submit(n, rng)
         self._submitted[n].set_result(None)
         if job_id is None:
@@ -89,12 +93,15 @@ class Workload:
             priority=rng.choice((0, 0, 5)),
             idempotency_key=key,
             request_hash="f" * 64 if key else None,
+            webhook_url="https://example.com/hook" if rng.random() < 0.5 else None,
+            batch_id=self._world.batch_id if n in self._world.batch_members else None,
+            batch_n=n if n in self._world.batch_members else None,
         )
 
     async def _submit(self, n: int, rng: random.Random) -> str | None:
         world = self._world
         key = f"key-{n}" if rng.random() < 0.8 else None
-        deadline_s = rng.choice((3, 20)) if world.plan.has("deadline") else 90
+        deadline_s = rng.choice((3, 20)) if world.plan.has("deadline") else world.plan.deadline_s
         self.longest_deadline_s = max(self.longest_deadline_s, deadline_s)
         first: str | None = None
         tried: list[str] = []
@@ -182,19 +189,16 @@ class Workload:
         async def follow(jobs: Jobs) -> None:
             nonlocal ended
             mine = connection
-            last = -1.0
+            progress = _Progress(late=self._world.plan.notify)
             async for event in jobs.watch(job_id, after=seen[-1] if seen else 0):
                 if mine != connection:
                     # this client has gone and follows by another connection already
                     return
+                if wrong := progress.seen(event):
+                    self._world.breach(f"job {job_id[:8]}: {wrong}")
                 if event.type == "progress":
-                    last = self._check_progress(job_id, last, event.data.get("fraction"))
                     continue
-                last = -1.0 if event.type == "retrying" else last
-                if event.n != len(seen) + 1:
-                    self._world.breach(
-                        f"job {job_id[:8]}: watcher got event {event.n} after {len(seen)}"
-                    )
+                self._check_number(event, len(seen))
                 seen.append(event.n)
                 ended = event.type in JOB_TERMINAL
 
@@ -210,13 +214,11 @@ class Workload:
                 self._world.breach(f"job {job_id[:8]}: the log ended after {len(seen)} events")
                 return
 
-    def _check_progress(self, job_id: str, last: float, fraction: object) -> float:
-        if not isinstance(fraction, int | float):
-            self._world.breach(f"job {job_id[:8]}: progress {fraction!r}")
-            return last
-        if fraction < last:
-            self._world.breach(f"job {job_id[:8]}: progress went back to {fraction} from {last}")
-        return float(fraction)
+    def _check_number(self, event: JobEvent, before: int) -> None:
+        if event.n != before + 1:
+            self._world.breach(
+                f"job {event.job_id[:8]}: watcher got event {event.n} after {before}"
+            )
 
     async def _cancel(self, job_id: str, rng: random.Random) -> None:
         await asyncio.sleep(rng.choice((0, 0.01, 0.5, 3)))
@@ -252,23 +254,49 @@ class Workload:
                 self._world.breach(f"job {job_id[:8]} left files behind: {left}")
             return
 
-    async def _reachable(self) -> Replica:
+    async def _reachable(self, rng: random.Random) -> Replica:
         while True:
-            replica = self._world.replica
-            if replica is not None and replica.ready.is_set():
-                return replica
+            ready = self._world.ready()
+            if ready:
+                return ready[0] if len(ready) == 1 else rng.choice(ready)
             await asyncio.sleep(0.2)
 
     async def _request(self, handle: Callable[[Jobs], Awaitable[T]], rng: random.Random) -> T:
         """One call; waits for a gateway first and asks again when its database was away."""
         world = self._world
         hang_up = rng.choice((0.001, 0.05, 2)) if world.strikes("hang_up", 0.3, rng) else 0
-        replica = await self._reachable()
+        replica = await self._reachable(rng)
         try:
             return await replica.call(handle, hang_up_after=hang_up)
         except DatabaseUnavailable:
             await asyncio.sleep(0.2)
             raise ConnectionLost from None
+
+
+class _Progress:
+    """What one watcher may see of a job's progress: it goes back only for a new attempt."""
+
+    def __init__(self, *, late: bool) -> None:
+        self._late = self._may_be_late = late
+        """The attempt before may be told of once more, by a message that came after the rows."""
+        self._last = -1.0
+
+    def seen(self, event: JobEvent) -> str | None:
+        """What is wrong about the next thing seen, if anything."""
+        if event.type == "retrying":
+            self._last, self._late = -1.0, self._may_be_late
+        if event.type != "progress":
+            return None
+        fraction = event.data.get("fraction")
+        if not isinstance(fraction, int | float):
+            return f"progress {fraction!r}"
+        last, self._last = self._last, float(fraction)
+        if fraction >= last:
+            return None
+        if self._late:
+            self._late = False
+            return None
+        return f"progress went back to {fraction} from {last}"
 
 
 async def _wait_for(job_id: str, seconds: float, jobs: Jobs) -> Job | None:

@@ -8,21 +8,26 @@ import random
 import sqlite3
 import tempfile
 import uuid
+import zlib
 from collections import Counter
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import create_engine
+from sqlalchemy import BigInteger, create_engine, func
 from sqlalchemy.pool import StaticPool
 
+from gateway.db import owners
+from gateway.db.engine import Dialect
 from gateway.db.tables import metadata
 from tests.simulation.chaos import Chaos
 from tests.simulation.dbapi import Server
+from tests.simulation.direct import DirectServer, File
 from tests.simulation.gpu import GpuService
 from tests.simulation.judge import Judge
 from tests.simulation.ledger import Ledger, template
@@ -38,7 +43,6 @@ MAX_STEPS = 100_000
 REST_S = 150.0
 """Everything ends within this time after the last deadline, once faults have stopped."""
 _SHM = Path("/dev/shm")
-_template: list[bytes] = []
 
 
 class WorldClock:
@@ -90,15 +94,11 @@ class World:
         self.report = Report(seed)
         self._tracing = trace
         self.fingerprint = 0
-        self.clock = WorldClock(self.loop)
+        self.clocks = [WorldClock(self.loop) for _ in range(plan.replicas)]
+        self.clock = self.clocks[0]
         self.ledger = Ledger(self)
         self.judge = Judge(self)
-        self.server = Server(
-            str(folder / "sim.db"),
-            random.Random(f"{seed} database"),
-            observer=self.ledger,
-            slow=plan.slow_database,
-        )
+        self.server = self._server()
         self.store = Store(self, random.Random(f"{seed} store"))
         self.services = [
             GpuService(self, f"gpu{n}", capacity, random.Random(f"{seed} gpu {n}"))
@@ -109,17 +109,48 @@ class World:
         self.disturbed_at = 0.0
         self.executions = 0
         self.ever_deleted = False
-        self.replica: Replica | None = None
+        self.seats: list[Replica] = []
+        """The present incarnation of each gateway."""
         self.replicas: list[Replica] = []
-        self._crashes = list(plan.crashes)
+        self._crashes = [list(turns) for turns in plan.crashes]
+        self._pauses = [list(pauses) for pauses in plan.pauses]
+        self._messages = random.Random(f"{seed} messages")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._outside = Context()
+
+    def _server(self) -> Server:
+        plan = self.plan
+        rng = random.Random(f"{plan.seed} database")
+        drawn = random.Random(f"{plan.seed} batch")
+        self.batch_members = frozenset(n for n in range(plan.jobs) if drawn.random() < 0.4)
+        self.batch_id = str(uuid.UUID(int=drawn.getrandbits(128), version=4))
+        if plan.driver == "aiosqlite":
+            self.batch_members = frozenset[int]()
+            path = str(self.folder / "sim.db")
+            return Server(path, rng, observer=self.ledger, slow=plan.slow_database)
+        if self.batch_members:
+            batch = {
+                "id": self.batch_id,
+                "caller": "caller0",
+                "tool": "image",
+                "total": len(self.batch_members),
+                "created_at": 0,
+                "webhook_url": drawn.choice((None, "https://example.com/batch")),
+            }
+            _file().put("batches", batch)
+            unset = {"ended": 0, "finished_at": None}
+            self.ledger.batches[self.batch_id] = {**batch, **unset}
+        _file().clock = lambda: int((self.began + self.loop.time()) * 1e6)
+        return DirectServer(
+            _file(), rng, observer=self.ledger, slow=plan.slow_database, notify=self.tell_all
+        )
 
     # --- what everything else leans on ---
 
     def trace(self, text: str) -> None:
         """One line of the story, in virtual time."""
-        self.fingerprint = hash((self.fingerprint, self.loop.steps, self.loop.time()))
+        line = f"{self.loop.steps} {self.loop.time()} {text}"
+        self.fingerprint = zlib.crc32(line.encode(), self.fingerprint)
         if self._tracing:
             print(f"{self.loop.time():10.4f}  {text}")  # noqa: T201 - the replay's very purpose
 
@@ -158,12 +189,51 @@ class World:
         self._tasks.add(task)
         return task
 
-    def launch(self) -> Replica:
-        """Start the gateway's next incarnation."""
-        crash_at = self._crashes.pop(0) if self._crashes and self.faulty else None
-        replica = Replica(self, f"g{len(self.replicas)}", crash_at)
+    @property
+    def began(self) -> float:
+        """Seconds since 1970 at which virtual time begins."""
+        return EPOCH.timestamp()
+
+    @property
+    def clocks_agree(self) -> bool:
+        """Whether heartbeats go by one clock that never jumps: with several gateways they do."""
+        return self.plan.replicas > 1 or not self.plan.has("clock_jump")
+
+    def ready(self) -> list[Replica]:
+        """The gateways that serve."""
+        return [
+            replica
+            for replica in self.seats
+            if replica.ready.is_set() and replica.process.state == "running"
+        ]
+
+    def tell_all(self, told: list[str]) -> None:
+        """The messages of a commit to all gateways: late, or lost."""
+        rng = self._messages
+        for replica in self.seats:
+            if replica.notices is None or replica.process.state == "dead":
+                continue
+            for text in told:
+                if self.faulty and rng.random() < 0.15:
+                    continue
+                # one connection carries them: none overtakes another
+                arrives = self.loop.time() + rng.choice((0.0005, 0.0005, 0.01, 0.5))
+                arrives = replica.notices.last = max(arrives, replica.notices.last + 1e-6)
+                hear = partial(replica.notices.hear, text)
+                self.later(arrives - self.loop.time(), self.later_in, replica.process, hear)
+
+    def launch(self, seat: int) -> Replica:
+        """Start the next incarnation of a gateway."""
+        replica = Replica(self, seat, f"g{seat}.{sum(r.seat == seat for r in self.replicas)}")
+        crashes, pauses = self._crashes[seat], self._pauses[seat]
+        if self.faulty:
+            replica.process.crash_at = crashes.pop(0) if crashes else None
+            if pauses:
+                replica.process.pause_at, replica.pause_s = pauses.pop(0)
         self.replicas.append(replica)
-        self.replica = replica
+        if seat == len(self.seats):
+            self.seats.append(replica)
+        self.seats[seat] = replica
         self.disturb()
         replica.start()
         return replica
@@ -174,19 +244,24 @@ class World:
         """Work under faults, then peace, then the judgement."""
         workload = Workload(self, random.Random(f"{self.plan.seed} workload"))
         chaos = Chaos(self, random.Random(f"{self.plan.seed} chaos"))
-        supervisor = self.harness_task(chaos.supervise(), "supervisor")
+        for seat in range(self.plan.replicas):
+            self.launch(seat)
+        supervisors = [
+            self.harness_task(chaos.supervise(seat), f"supervisor {seat}")
+            for seat in range(self.plan.replicas)
+        ]
         storm = self.harness_task(chaos.strike(), "chaos")
-        self.launch()
         await workload.submitted()
         await storm
         await chaos.heal()
         await self._rest(workload)
-        supervisor.cancel()
+        for supervisor in supervisors:
+            supervisor.cancel()
         for call in workload.unanswered():
             self.breach(f"never answered: {call}")
         self.judge.last_words()
-        if self.replica is not None:
-            await self.replica.stop()
+        for replica in self.seats:
+            await replica.stop()
         for context in self.loop.errors:
             self.breach(f"an error nobody handled: {context}")
 
@@ -227,9 +302,9 @@ class World:
 
 def run_plan(plan: Plan, *, trace: bool = False) -> Report:
     """Live through one seed's world and judge it."""
-    with _folder() as folder, _seeded(plan.seed):
-        (folder / "sim.db").write_bytes(_tables())
+    with _folder(plan) as folder, _seeded(plan.seed), _clock_of_the_database(plan):
         world = World(plan, folder, trace=trace)
+        collecting = gc.isenabled()
         gc.disable()
         try:
             Context().run(world.loop.run, world.story())
@@ -238,7 +313,8 @@ def run_plan(plan: Plan, *, trace: bool = False) -> Report:
             world.judge.last_words()
         finally:
             world.bury()
-            gc.enable()
+            if collecting:
+                gc.enable()
         report = world.report
         report.steps = world.loop.steps
         report.operations = world.server.operations
@@ -252,21 +328,47 @@ def run_plan(plan: Plan, *, trace: bool = False) -> Report:
         return report
 
 
+@cache
 def _tables() -> bytes:
-    if not _template:
+    def create(connection: sqlite3.Connection) -> None:
+        engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
+        metadata.create_all(engine)
 
-        def create(connection: sqlite3.Connection) -> None:
-            engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
-            metadata.create_all(engine)
+    return template(create)
 
-        _template.append(template(create))
-    return _template[0]
+
+@cache
+def _file() -> File:
+    return File(_tables())
 
 
 @contextmanager
-def _folder() -> Generator[Path]:
+def _folder(plan: Plan) -> Generator[Path]:
+    if plan.driver == "direct":
+        _file().empty()
+        yield _file().folder
+        return
     with tempfile.TemporaryDirectory(dir=_SHM if _SHM.is_dir() else None) as folder:
+        (Path(folder) / "sim.db").write_bytes(_tables())
         yield Path(folder)
+
+
+@cache
+def _by_its_clock(dialect: Dialect) -> owners.Statements:
+    del dialect
+    return owners.Statements(func.database_clock(type_=BigInteger))
+
+
+@contextmanager
+def _clock_of_the_database(plan: Plan) -> Generator[None]:
+    """With several gateways the database's clock says who is alive, as on PostgreSQL."""
+    before = owners.statements
+    if plan.replicas > 1:
+        owners.statements = _by_its_clock
+    try:
+        yield
+    finally:
+        owners.statements = before
 
 
 @contextmanager

@@ -72,8 +72,9 @@ class Gpu:
         self.started.add(chosen)
         return chosen
 
-    async def events(self, run_id: str) -> AsyncIterator[Json]:
-        async with self.http.stream("GET", f"/runs/{run_id}/events") as answer:
+    async def events(self, run_id: str, *, previews: bool = False) -> AsyncIterator[Json]:
+        asked = {"previews": "1"} if previews else {}
+        async with self.http.stream("GET", f"/runs/{run_id}/events", params=asked) as answer:
             assert answer.status_code == 200
             async for line in answer.aiter_lines():
                 if line.startswith("data: "):

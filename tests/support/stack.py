@@ -1,4 +1,4 @@
-"""The three services as real processes on loopback, to be killed and started again."""
+"""The services as real processes on loopback, to be stopped, killed and started again."""
 
 import contextlib
 import os
@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 
 ROOT = Path(__file__).parents[2]
-Service = Literal["simulator", "gpu_server", "gateway"]
+Service = str
+"""`simulator`, `gpu_server`, `gateway`; where there are several, then `simulator-2` and so on."""
 KEY = "test-key-of-the-stack"
 START_SECONDS = 60
 
@@ -26,75 +27,106 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Stack:
-    """Simulator (or the ComfyUI named), GPU service and gateway over one workspace."""
+def named(kind: str, count: int) -> list[Service]:
+    """Names of so many services of a kind."""
+    return [kind, *(f"{kind}-{n}" for n in range(2, count + 1))]
 
-    def __init__(self, workspace: Path, *, comfyui: str | None = None, **env: str) -> None:
+
+class Stack:
+    """Simulators (or the ComfyUI named), each with its GPU service, and gateways over one folder.
+
+    Several gateways need a `database_url` of PostgreSQL: SQLite belongs to one of them.
+    """
+
+    def __init__(
+        self,
+        workspace: Path,
+        *,
+        comfyui: str | None = None,
+        gpus: int = 1,
+        gateways: int = 1,
+        database_url: str | None = None,
+        **env: str,
+    ) -> None:
         self.workspace = workspace
-        self.ports: dict[Service, int] = {
-            "simulator": free_port(),
-            "gpu_server": free_port(),
-            "gateway": free_port(),
-        }
-        self.comfyui = comfyui or f"http://127.0.0.1:{self.ports['simulator']}"
+        self.simulators = named("simulator", gpus)
+        self.gpu_servers = named("gpu_server", gpus)
+        self.gateways = named("gateway", gateways)
+        every = [*self.simulators, *self.gpu_servers, *self.gateways]
+        self.ports: dict[Service, int] = {service: free_port() for service in every}
+        self.comfyui = comfyui or self.address("simulator")
         self.simulated = comfyui is None
         self.extra_env = env
+        if database_url is not None:
+            self.extra_env = {"DATABASE_URL": database_url, **env}
         self.processes: dict[Service, subprocess.Popen[bytes]] = {}
 
     @property
     def url(self) -> str:
-        """The gateway."""
-        return f"http://127.0.0.1:{self.ports['gateway']}"
+        """The (first) gateway."""
+        return self.address("gateway")
 
-    def env(self) -> dict[str, str]:
-        """What every process of this stack sees."""
+    def address(self, service: Service) -> str:
+        """Where a service listens."""
+        return f"http://127.0.0.1:{self.ports[service]}"
+
+    def env(self, service: Service = "gateway") -> dict[str, str]:
+        """What a process of this stack sees."""
+        _, _, number = service.partition("-")
+        suffix = f"-{number}" if number else ""
+        gpu = f"gpu_server{suffix}" if f"gpu_server{suffix}" in self.ports else "gpu_server"
+        own = f"gateway{suffix}" if f"gateway{suffix}" in self.ports else "gateway"
+        # a GPU service has a journal of its own, gateways share their files
+        apart = number and service.startswith("gpu_server")
+        comfyui = self.address(f"simulator{suffix}") if apart else self.comfyui
         inherited = {k: os.environ[k] for k in ("PATH", "HOME", "LANG") if k in os.environ}
         return {
             **inherited,
             "PYTHONPATH": str(ROOT),
             "PYTHONWARNINGS": "default",
-            "WORKSPACE": str(self.workspace),
+            "WORKSPACE": str(self.workspace / service if apart else self.workspace),
             "BACKEND_HOST": "127.0.0.1",
-            "BACKEND_PORT": str(self.ports["gateway"]),
+            "BACKEND_PORT": str(self.ports[own]),
             "GATEWAY_API_KEY": KEY,
             "GPU_SERVER_HOST": "127.0.0.1",
-            "GPU_SERVER_PORT": str(self.ports["gpu_server"]),
-            "GPU_SERVICE_URL": f"http://127.0.0.1:{self.ports['gpu_server']}",
+            "GPU_SERVER_PORT": str(self.ports[gpu]),
+            "GPU_SERVICE_URL": ",".join(map(self.address, self.gpu_servers)),
             "GPU_SERVICE_TOKEN": "test-token-of-the-stack",
-            "COMFYUI_API_URL": self.comfyui,
+            "COMFYUI_API_URL": comfyui,
             **self.extra_env,
         }
 
     def command(self, service: Service) -> list[str]:
         """The command line of one service."""
-        match service:
+        match service.partition("-")[0]:
             case "simulator":
-                port = str(self.ports["simulator"])
-                folder = str(self.workspace / "simulator")
+                port = str(self.ports[service])
+                folder = str(self.workspace / service)
                 args = ["gpu_server.simulator", "--port", port, "--dir", folder]
             case "gpu_server":
                 args = ["gpu_server"]
-            case "gateway":
+            case _:
                 args = ["gateway", "serve"]
         return [sys.executable, "-m", *args]
 
     def health(self, service: Service) -> str:
         """An address that answers 200 once the service is up."""
-        path = {"simulator": "/_sim", "gpu_server": "/health", "gateway": "/livez"}[service]
-        return f"http://127.0.0.1:{self.ports[service]}{path}"
+        paths = {"simulator": "/_sim", "gpu_server": "/health", "gateway": "/livez"}
+        return self.address(service) + paths[service.partition("-")[0]]
 
     def start(self, *services: Service) -> None:
         """Start the services named, or all; returns when each answers."""
-        chosen = services or (("simulator",) if self.simulated else ()) + ("gpu_server", "gateway")
+        simulators = self.simulators if self.simulated else []
+        chosen = services or (*simulators, *self.gpu_servers, *self.gateways)
         self.workspace.mkdir(parents=True, exist_ok=True)
-        if "gateway" in chosen:
+        if not set(chosen).isdisjoint(self.gateways):
             subprocess.run(
                 [sys.executable, "-m", "gateway", "migrate"], env=self.env(), cwd=ROOT, check=True
             )
         for service in chosen:
             with (self.workspace / f"{service}.log").open("ab") as log:
                 self.processes[service] = subprocess.Popen(
-                    self.command(service), env=self.env(), cwd=ROOT, stdout=log, stderr=log
+                    self.command(service), env=self.env(service), cwd=ROOT, stdout=log, stderr=log
                 )
         for service in chosen:
             self.wait_up(service)
@@ -121,12 +153,22 @@ class Stack:
             process.send_signal(signal.SIGKILL)
             process.wait()
 
+    def freeze(self, service: Service) -> None:
+        """Stop a process where it is; connections to it are still accepted."""
+        self.processes[service].send_signal(signal.SIGSTOP)
+
+    def thaw(self, service: Service) -> None:
+        """Let a frozen process go on."""
+        self.processes[service].send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """Stop everything politely, then for good."""
-        for service in ("gateway", "gpu_server", "simulator"):
+        for service in (*self.gateways, *self.gpu_servers, *self.simulators):
             process = self.processes.pop(service, None)
             if process is None:
                 continue
+            # one that is frozen could not follow
+            process.send_signal(signal.SIGCONT)
             process.terminate()
             try:
                 process.wait(20)
@@ -134,19 +176,19 @@ class Stack:
                 process.kill()
                 process.wait()
 
-    def client(self, **kwargs: Any) -> httpx.Client:
-        """A client of the gateway that carries the key."""
+    def client(self, gateway: Service = "gateway", **kwargs: Any) -> httpx.Client:
+        """A client of a gateway that carries the key."""
         return httpx.Client(
-            base_url=self.url,
+            base_url=self.address(gateway),
             headers={"Authorization": f"Bearer {KEY}"},
             timeout=120,
             trust_env=False,
             **kwargs,
         )
 
-    def simulator(self, **settings: Any) -> dict[str, Any]:
-        """Change settings of the simulator; its settings and counts."""
-        url = self.health("simulator")
+    def simulator(self, service: Service = "simulator", **settings: Any) -> dict[str, Any]:
+        """Change settings of a simulator; its settings and counts."""
+        url = self.health(service)
         answer = httpx.post(url, json=settings, timeout=30, trust_env=False)
         assert answer.is_success, answer.text
         state: dict[str, Any] = httpx.get(url, timeout=30, trust_env=False).json()

@@ -22,6 +22,9 @@ class NoFiles:
     async def file(self, filename: str) -> Artifact | None:
         raise AssertionError(f"nobody asks for {filename} here")
 
+    async def takes_files(self, job_id: str) -> bool:
+        return bool(job_id)
+
 
 @dataclass
 class Place:

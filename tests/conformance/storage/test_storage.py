@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import random
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -166,3 +166,35 @@ async def test_an_address_names_the_key(place: Place) -> None:
     address = place.storage.address(KEY)
     assert "://" in address
     assert address.endswith(KEY)
+
+
+async def listed(place: Place) -> dict[str, datetime]:
+    return {file.key: file.written_at async for page in place.storage.pages() for file in page}
+
+
+async def test_everything_that_lies_there_is_listed_with_its_time(place: Place) -> None:
+    before = datetime.now(UTC) - timedelta(minutes=1)
+    keys = {
+        f"{prefix}/2026/03/{day:02}/{JOB}/f{n}.png"
+        for prefix in ("generated", "masks")
+        for day in (1, 2)
+        for n in range(3)
+    }
+    for key in keys:
+        await put(place, key, b"abc")
+    found = await listed(place)
+    assert found.keys() == keys
+    assert all(before < at < datetime.now(UTC) + timedelta(minutes=1) for at in found.values())
+
+
+async def test_an_empty_store_lists_nothing(place: Place) -> None:
+    assert await listed(place) == {}
+    await put(place, KEY, b"abc")
+    await place.storage.delete(KEY)
+    assert await listed(place) == {}
+
+
+async def test_tidying_touches_no_file(place: Place) -> None:
+    await put(place, KEY, b"abc")
+    await place.storage.tidy(datetime.now(UTC) + HOUR)
+    assert await read(place, KEY) == b"abc"

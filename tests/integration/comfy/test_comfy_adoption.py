@@ -80,6 +80,22 @@ async def test_a_run_left_in_posting_that_never_arrived_is_posted(
     assert comfyui.executions(run_id) == 1
 
 
+@pytest.mark.parametrize("finished", [False, True])
+async def test_a_run_whose_journal_was_lost_is_found_and_not_repeated(
+    comfyui: Simulator, tmp_path: Path, *, finished: bool
+) -> None:
+    run_id, graph = new_id(), picture(steps=3 if finished else 100)
+
+    def there() -> bool:
+        running, pending = comfyui.queue()
+        return comfyui.executions(run_id) == 1 and (not finished or not running | pending)
+
+    await killed_follower(comfyui, tmp_path / "lost.db", run_id, graph, there)
+    async with connected(comfyui.url, tmp_path, wedged_after_s=0.5) as client:
+        assert whole(await follow(client, run_id, graph))
+    assert comfyui.executions(run_id) == 1
+
+
 async def test_a_post_whose_answer_was_lost_is_found_and_not_repeated(
     comfyui: Simulator, tmp_path: Path
 ) -> None:

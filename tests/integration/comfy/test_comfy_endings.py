@@ -68,7 +68,6 @@ async def test_cancel_of_a_finished_run_is_no_error(comfyui: Simulator, tmp_path
         await client.interrupt(run_id)
         await client.forget(run_id)
         await client.interrupt(run_id)
-        assert await client._journal.get(run_id) is None
 
 
 async def test_an_interrupt_nobody_here_asked_for_is_transient(

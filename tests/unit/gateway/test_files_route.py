@@ -13,6 +13,7 @@ from gateway.api.problems import install
 from gateway.job import Artifact
 from gateway.security.api_keys import RequireKey
 from gateway.security.signing import Signer
+from gateway.storage import local
 from gateway.storage.local import LocalStorage
 
 JOB = "01890000-0000-7000-8000-000000000000"
@@ -26,6 +27,11 @@ HOUR = timedelta(hours=1)
 class Index:
     def __init__(self) -> None:
         self.artifacts: dict[str, Artifact] = {}
+        self.open = True
+
+    async def takes_files(self, job_id: str) -> bool:
+        assert job_id == JOB
+        return self.open
 
     async def file(self, filename: str) -> Artifact | None:
         return self.artifacts.get(filename)
@@ -280,6 +286,42 @@ async def test_a_slot_takes_no_more_than_the_limit_stated_or_not(site: Site) -> 
         assert response.headers["connection"] == "close"
     assert await site.storage.stat(f"generated/2026/03/09/{JOB}/new.png") is None
     assert (await site.http.put(slot_path(site), content=bytes(LIMIT))).status_code == 201
+
+
+async def test_a_slot_of_a_job_that_has_ended_takes_nothing(site: Site) -> None:
+    site.index.open = False
+    response = await site.http.put(slot_path(site), content=DATA)
+    assert response.status_code == 409
+    assert "ended" in response.json()["detail"]
+
+
+def tree(root: Path) -> list[Path]:
+    return sorted(root.rglob("*"))
+
+
+class FullDisk(local._Upload):
+    """Writes to a device that is always full."""
+
+    def __init__(self, incoming: Path) -> None:
+        super().__init__(incoming)
+        self._file.close()
+        self._file = Path("/dev/full").open("wb")  # noqa: SIM115  # closed as any upload is
+
+
+@pytest.mark.parametrize("size", [10, 90_000])
+async def test_a_full_disk_is_507_and_nothing_of_the_file_stays(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    before = tree(tmp_path)
+    monkeypatch.setattr(local, "_Upload", FullDisk)
+    response = await site.http.put(slot_path(site), content=bytes(size))
+    assert response.status_code == 507
+    problem = response.json()
+    assert problem["code"] == "storage_full"
+    assert str(tmp_path) not in response.text
+    assert tree(tmp_path) == before
+    monkeypatch.undo()
+    assert (await site.http.put(slot_path(site), content=DATA)).status_code == 201
 
 
 async def test_a_slot_needs_its_own_signature_even_with_the_key(site: Site) -> None:

@@ -5,13 +5,14 @@ import fcntl
 import hashlib
 import os
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 
 from gateway.security.signing import Signer
+from gateway.storage import walk
 from gateway.storage.base import StorageError
 from gateway.storage.local import LocalStorage, TooManyBytes
 
@@ -124,6 +125,45 @@ async def test_leftovers_of_a_crash_are_swept_at_start_but_no_upload_in_progress
         assert tree(tmp_path / ".incoming") == ["alive"]
     storage_at(tmp_path)
     assert tree(tmp_path / ".incoming") == []
+
+
+async def test_tidying_removes_what_broke_off_long_ago_and_no_upload_in_progress(
+    tmp_path: Path,
+) -> None:
+    storage = storage_at(tmp_path)
+    old, busy = (tmp_path / ".incoming" / name for name in ("old", "busy"))
+    for path in (old, busy):
+        path.write_bytes(b"half")
+    now = datetime.now(UTC)
+    with busy.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        await storage.tidy(now - timedelta(hours=1))
+        assert tree(tmp_path) == [".incoming", ".incoming/busy", ".incoming/old"]
+        await storage.tidy(now + timedelta(hours=1))
+    assert tree(tmp_path) == [".incoming", ".incoming/busy"]
+
+
+async def test_a_record_whose_file_is_gone_is_listed_so_that_it_can_be_deleted(
+    tmp_path: Path,
+) -> None:
+    storage = storage_at(tmp_path)
+    await storage.write(KEY, "image/png", chunks(b"abc"))
+    (tmp_path / KEY).unlink()
+    (tmp_path / "generated" / "stray.txt").write_text("none of ours")
+    assert [file.key async for page in storage.pages() for file in page] == [KEY]
+    await storage.delete(KEY)
+    assert tree(tmp_path) == [".incoming", "generated", "generated/stray.txt"]
+
+
+async def test_a_long_list_comes_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walk, "PAGE", 3)
+    storage = storage_at(tmp_path)
+    keys = {KEY.replace("0a1b2c", f"f{n}") for n in range(8)}
+    for key in keys:
+        await storage.write(key, "image/png", chunks(b"abc"))
+    pages = [page async for page in storage.pages()]
+    assert [len(page) for page in pages] == [3, 3, 2]
+    assert {file.key for page in pages for file in page} == keys
 
 
 @pytest.mark.parametrize("record", [None, b"", b"{", b"[]", b"{}"])

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from gateway.runtime import Misconfigured, slots_address
+from gateway.backends.sidecar import name_of
+from gateway.runtime import Misconfigured, build, slots_address
 from gateway.settings import Settings
 
 
@@ -21,6 +22,48 @@ def test_every_setting_is_described_and_named_as_its_variable() -> None:
 def test_a_comma_list_names_several_gpu_services(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPU_SERVICE_URL", "http://localhost:8001/, http://10.0.0.7:8001")
     assert Settings().gpu_service_url == ("http://localhost:8001", "http://10.0.0.7:8001")
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("http://localhost:8001", "localhost:8001"),
+        ("https://me:secret@GPU.example.com", "gpu.example.com:443"),
+        ("http://[::1]:8001/a/", "[::1]:8001/a"),
+        ("http://10.0.0.7", "10.0.0.7:80"),
+    ],
+)
+def test_a_gpu_service_is_named_by_its_address_wherever_it_stands_in_the_list(
+    url: str, name: str
+) -> None:
+    assert name_of(url) == name
+    for urls in ((url, "http://other:1"), ("http://other:1", url, url)):
+        places = build(Settings(gpu_service_url=urls, public_url="http://a")).context.backends
+        assert {each.name for each in places} == {name, "other:1"}
+
+
+def test_two_addresses_of_one_gpu_service_are_refused() -> None:
+    settings = Settings(gpu_service_url=("http://a:80", "http://a"), public_url="http://a")
+    with pytest.raises(Misconfigured, match="a:80 twice"):
+        build(settings)
+
+
+def test_time_outs_are_set_tool_by_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOL_TIMEOUTS", "generate=600, video=3600")
+    assert Settings().tool_timeouts == (("generate", 600), ("video", 3600))
+
+
+@pytest.mark.parametrize("value", ["600", "generate=", "generate=soon", "generate=0"])
+def test_a_time_out_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("TOOL_TIMEOUTS", value)
+    with pytest.raises(ValidationError, match="tool_timeouts"):
+        Settings()
+
+
+def test_a_time_out_of_no_tool_is_refused(tmp_path: Path) -> None:
+    settings = Settings(workspace=tmp_path, tool_timeouts=(("genrate", 60),))
+    with pytest.raises(Misconfigured, match="no tool is named 'genrate'; there is generate"):
+        build(settings)
 
 
 def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,6 +87,7 @@ def test_secrets_do_not_show_when_settings_are_printed(monkeypatch: pytest.Monke
         ("LOG_FORMAT", "xml"),
         ("GPU_SERVICE_URL", "ftp://x"),
         ("GPU_SERVICE_URL", ","),
+        ("GPU_SERVICE_URL", "http://x:port"),
         ("PUBLIC_URL", "gateway"),
         ("STORAGE_URL", "s3://bucket"),
     ],

@@ -95,11 +95,13 @@ async def test_a_cancelled_run_stays_cancelled_until_it_has_ended(tmp_path: Path
 
 async def test_only_runs_that_ended_long_ago_are_purged(tmp_path: Path) -> None:
     async with Journal(tmp_path / "j.db") as journal:
-        for run_id in ("going", "delivered"):
+        for run_id in ("going", "delivered", "cancelled"):
             await journal.put(run_id, b"")
         await journal.end("delivered", "delivered", b"")
-        assert await journal.purge(3600) == []
-        assert await journal.purge(-1) == ["delivered"]
+        await journal.end("cancelled", "cancelled", b"")
+        assert await journal.purge(3600, cancelled_s=3600) == []
+        assert await journal.purge(-1, cancelled_s=3600) == ["delivered"]
+        assert await journal.purge(3600, cancelled_s=-1) == ["cancelled"]
         assert [row.run_id for row in await journal.unfinished()] == ["going"]
         await journal.delete("going")
         await journal.delete("going")

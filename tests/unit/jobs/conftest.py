@@ -4,22 +4,27 @@ from pathlib import Path
 
 import pytest
 
-from gateway.db import migrate
 from tests.unit.jobs.world import World
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated file to copy: migrating takes longer than most tests."""
-    path = tmp_path_factory.mktemp("schema") / "gateway.db"
-    migrate(f"sqlite+aiosqlite:///{path}")
-    return path
+def empty_database(sqlite_tables: Path) -> Path:
+    """A migrated SQLite file to copy."""
+    return sqlite_tables
 
 
 @pytest.fixture
-async def world(tmp_path: Path, empty_database: Path) -> AsyncIterator[World]:
+async def world(database_url: str) -> AsyncIterator[World]:
+    world = World(database_url)
+    yield world
+    await world.stop()
+
+
+@pytest.fixture
+async def sqlite_world(tmp_path: Path, sqlite_tables: Path) -> AsyncIterator[World]:
+    """For what only SQLite does."""
     path = tmp_path / "gateway.db"
-    shutil.copy(empty_database, path)
-    world = World(path)
+    shutil.copy(sqlite_tables, path)
+    world = World(f"sqlite+aiosqlite:///{path}")
     yield world
     await world.stop()

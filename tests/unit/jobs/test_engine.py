@@ -336,9 +336,12 @@ async def test_counts_tell_waiting_from_in_flight(world: World) -> None:
     await until(lambda: (jobs.counts().waiting, jobs.counts().in_flight) == (0, 0))
 
 
-async def test_a_database_locked_by_somebody_else_delays_jobs_and_loses_none(world: World) -> None:
+async def test_a_database_locked_by_somebody_else_delays_jobs_and_loses_none(
+    sqlite_world: World,
+) -> None:
+    world = sqlite_world
     jobs = await world.gateway()
-    intruder = sqlite3.connect(world.path, isolation_level=None)
+    intruder = sqlite3.connect(world.url.partition(":///")[2], isolation_level=None)
     intruder.execute("BEGIN IMMEDIATE")
     submitting = asyncio.create_task(jobs.submit(new_job()))
     await asyncio.sleep(0.3)

@@ -37,6 +37,27 @@ async def test_one_callers_backlog_does_not_hold_up_anothers_job(world: World) -
     await finished(jobs, backlog[-1].id)
 
 
+async def test_a_caller_runs_no_more_than_it_may_and_its_other_jobs_say_why(world: World) -> None:
+    world.gpu.hold = asyncio.Event()
+    jobs = await world.gateway(max_running_per_caller=2)
+    mine = [(await jobs.submit(new_job("alice")))[0] for _ in range(4)]
+    other, _ = await jobs.submit(new_job("bob"))
+    await until(lambda: len(world.gpu.followed) == 3)
+    assert set(world.gpu.followed) == {mine[0].id, mine[1].id, other.id}
+    told = "SELECT job_id FROM job_events WHERE type = 'waiting' ORDER BY job_id"
+    await until(lambda: [row["job_id"] for row in world.rows(told)] == [mine[2].id, mine[3].id])
+
+    world.gpu.hold.set()
+
+    for job in (*mine, other):
+        assert (await finished(jobs, job.id)).status == "completed"
+    waited = (await log_of(jobs, mine[2].id))[1]
+    assert waited.data == {
+        "workflow": "flux",
+        "why": "its caller has 2 running, as many as may at once",
+    }
+
+
 async def test_a_missing_workflow_waits_says_why_once_and_hides_no_other(world: World) -> None:
     world.gpu.states = {"wan": "missing"}
     jobs = await world.gateway()

@@ -86,7 +86,7 @@ async def test_a_transient_failure_is_tried_again_under_the_next_attempts_id(wor
 
 
 async def test_transient_failures_end_the_job_at_the_last_attempt(world: World) -> None:
-    world.gpu.starts = [failed(), failed(), failed()]
+    world.gpu.starts = [failed(code="interrupted") for _ in range(3)]
     jobs = await world.gateway()
     job, _ = await jobs.submit(new_job())
 
@@ -94,8 +94,21 @@ async def test_transient_failures_end_the_job_at_the_last_attempt(world: World) 
 
     assert done.status == "failed"
     assert done.error is not None
-    assert (done.error.code, done.error.kind) == ("out_of_memory", "transient")
+    assert (done.error.code, done.error.kind) == ("interrupted", "transient")
     assert len(world.gpu.started) == 3
+
+
+async def test_what_runs_out_of_memory_is_tried_once_more_and_not_again(world: World) -> None:
+    world.gpu.follows = [failed(code="out_of_memory"), failed(code="out_of_memory")]
+    jobs = await world.gateway()
+    job, _ = await jobs.submit(new_job())
+
+    done = await finished(jobs, job.id)
+
+    assert done.status == "failed"
+    assert done.error is not None
+    assert done.error.code == "out_of_memory"
+    assert world.gpu.started == [job.id, run_id(job.id, 0, 1)]
 
 
 @pytest.mark.parametrize("kind", ["usage", "fatal"])

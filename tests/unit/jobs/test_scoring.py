@@ -54,6 +54,18 @@ def test_waiting_raises_priority() -> None:
     assert order(runs, [place()]) == [("1", "gpu")]
 
 
+def test_a_caller_with_as_many_running_as_may_is_passed_over() -> None:
+    runs = [candidate("1"), candidate("2"), candidate("3", caller="bob")]
+    grants = choose(
+        runs,
+        [place(room=3)],
+        {"alice": 1},
+        lambda _backend, _one: True,
+        replace(SETTINGS, max_running_per_caller=2),
+    )
+    assert [grant.candidate.run_id for grant in grants] == ["3", "1"]
+
+
 def test_a_caller_with_less_under_way_goes_first() -> None:
     runs = [candidate("1"), candidate("2", caller="bob")]
     assert order(runs, [place()], {"alice": 1}) == [("2", "gpu")]
@@ -70,8 +82,13 @@ def test_the_caller_served_longest_ago_goes_first() -> None:
 
 
 def test_a_run_goes_where_its_models_are_loaded() -> None:
-    places = [place("cold", 1, 0, "sdxl"), place("warm", 1, 3, "flux", "lora")]
+    places = [place("cold", 1, 1, "sdxl"), place("warm", 1, 3, "flux", "lora")]
     assert order([candidate("1")], places) == [("1", "warm")]
+
+
+def test_an_idle_place_gets_a_run_though_its_models_are_loaded_on_a_busy_one() -> None:
+    places = [place("idle", 1, 0, "sdxl"), place("warm", 1, 1, "flux", "lora")]
+    assert order([candidate("1"), candidate("2")], places) == [("1", "idle"), ("2", "warm")]
 
 
 def test_a_place_takes_the_run_whose_models_it_has_loaded() -> None:

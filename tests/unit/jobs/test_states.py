@@ -121,7 +121,8 @@ class Rows:
 
     async def taken_over(self, run: Run) -> None:
         def take() -> None:
-            connection = sqlite3.connect(str(self.db._url.database), isolation_level=None)
+            path = self.db._address.partition(":///")[2]
+            connection = sqlite3.connect(path, isolation_level=None)
             connection.execute("UPDATE runs SET epoch = epoch + 1 WHERE id = ?", (run.id,))
             connection.close()
 

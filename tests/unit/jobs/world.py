@@ -1,13 +1,11 @@
-"""A job engine on a real SQLite file, a scripted backend and a storage in memory."""
+"""A job engine on a real database, a scripted backend and a storage in memory."""
 
 import asyncio
 import hashlib
 import random
-import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Any
 
 from gateway.backends.base import (
@@ -24,6 +22,7 @@ from gateway.jobs.engine import Jobs
 from gateway.jobs.settings import JobSettings
 from gateway.storage.base import StorageError, StoredFile
 from gpu_server.protocol import Missing, OutputFile
+from tests.support.databases import rows
 
 PATIENT = 30.0
 """Seconds a test waits for what should come at once: long, as the machine may be slow."""
@@ -217,12 +216,18 @@ def new_job(caller: str = "alice", **changes: Any) -> NewJob:
     return replace(new, **changes)
 
 
-class World:
-    """One data folder, through any number of gateways one after the other."""
+class Row(dict[str, Any]):
+    """A row by the names of its columns; `tuple(row)` are its values."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.url = f"sqlite+aiosqlite:///{path}"
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # as a database's rows do
+        return iter(self.values())
+
+
+class World:
+    """One database, through any number of gateways: on SQLite one after the other."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
         self.storage = MemoryStorage()
         self.gpu = ScriptedBackend(storage=self.storage)
         self.backends: list[ScriptedBackend] = [self.gpu]
@@ -230,7 +235,7 @@ class World:
         self._running: list[tuple[Database, Jobs]] = []
 
     async def gateway(self, **settings: Any) -> Jobs:
-        """Start a gateway on the folder."""
+        """Start a gateway on the database."""
         db = Database(self.url)
         jobs = Jobs(
             db=db,
@@ -262,27 +267,14 @@ class World:
             await asyncio.gather(*running._loops, return_exceptions=True)
             await db.close()
 
-    def rows(self, query: str, *values: object) -> Sequence[sqlite3.Row]:
-        """What another program reads in the database file."""
-        connection = sqlite3.connect(self.path)
-        connection.row_factory = sqlite3.Row
-        try:
-            return connection.execute(query, values).fetchall()
-        finally:
-            connection.close()
+    def rows(self, query: str) -> list[Row]:
+        """What another program reads in the database."""
+        return [Row(row) for row in rows(self.url, query)]
 
     async def write(self, statement: str) -> None:
-        """What somebody else writes into the database file."""
-
-        def write() -> None:
-            connection = sqlite3.connect(self.path, timeout=PATIENT, isolation_level=None)
-            try:
-                connection.execute(statement)
-            finally:
-                connection.close()
-
+        """What somebody else writes into the database."""
         # not on the loop: it would wait there for a transaction that the loop has to finish
-        await asyncio.to_thread(write)
+        await asyncio.to_thread(rows, self.url, statement)
 
 
 async def finished(jobs: Jobs, job_id: str) -> Job:
