@@ -135,7 +135,8 @@ class Database:
             self.notices = Notices(url)
             self._writing: asyncio.Lock | nullcontext[None] = nullcontext()
             make = engine_factory or postgres.create_engine
-            self._writer = make(url, pool_size=connections, max_overflow=0)
+            # the connection used last knows its statements best
+            self._writer = make(url, pool_size=connections, max_overflow=0, pool_use_lifo=True)
             # the same connections
             self._reader = self._writer.execution_options(isolation_level="AUTOCOMMIT")
         else:

@@ -137,13 +137,14 @@ class Placement:
         places = self._places(busy)
         if not any(place.room > 0 for place in places) and not swept:
             return _Round(grants=(), stuck=self._stuck, why={}, left=True, full=True)
+        untold = self._untold(busy)
         stuck: dict[str, str] = {}
         why: dict[str, str] = {}
         while True:
             rows = await placements.heads(
                 writing, now, per_caller=HEADS_PER_CALLER, without=sorted(stuck)
             )
-            candidates = [_candidate(row, now) for row in rows]
+            candidates = [_candidate(row, now) for row in rows if row["job_id"] not in untold]
             # looked at again without those: they must not hide runs that can be placed
             hopeless = {c.digest: c.workflow for c in candidates if not self._anywhere(c)}
             if not hopeless:
@@ -155,10 +156,21 @@ class Placement:
         # in one order everywhere: who locks several runs must not wait for who waits for him
         grants.sort(key=lambda grant: grant.candidate.run_id)
         given = [grant for grant in grants if await self._give(writing, grant, now)]
-        left = bool(stuck) or len(given) < len(candidates)
+        left = bool(stuck) or len(given) < len(rows)
         held = self._held(candidates, given, running)
         full = len(given) >= sum(max(0, place.room) for place in places)
         return _Round(grants=given, stuck=stuck, why=why, held=held, left=left, full=full)
+
+    def _untold(self, busy: Sequence[Row]) -> frozenset[str]:
+        """Jobs whose attempt before may execute still: the next one waits until that is told.
+
+        A start that went unanswered may take effect at any time before its cancel arrives.
+        A backend that does not answer was waited for long enough already.
+        """
+        answering = {name for name, backend in self._backends.items() if backend.capacity > 0}
+        return frozenset(
+            row["job_id"] for row in busy if row["cancel_pending"] and row["backend"] in answering
+        )
 
     def _held(
         self, candidates: Sequence[Candidate], given: Sequence[Grant], running: Counter[str]

@@ -130,8 +130,6 @@ class _Drive:
     async def _stopped_by(self, error: Exception) -> None:
         engine, run = self._engine, self._run
         match error:
-            case BackendFull() if run.id in engine.doubtful:
-                await self._started_anew()
             case BackendFull():
                 await self._put_back()
             case RunLost():
@@ -182,7 +180,7 @@ class _Drive:
             raise
 
     async def _asked_to_start(self, backend: Backend, order: Order) -> str | None:
-        """Ask once; None = no answer, and it may have begun all the same."""
+        """Ask once; None = no answer, or none that counts, and it may have begun all the same."""
         engine = self._engine
         # An unanswered start may take effect at any time later, whatever is answered to the next
         # one. The row tells of those of other processes: with its owner, a granted run loses its
@@ -193,6 +191,14 @@ class _Drive:
         try:
             return await backend.start(order)
         except BackendUnreachable:
+            return None
+        except BackendFull:
+            if first:
+                engine.doubtful.discard(order.run_id)
+                raise
+            # It has no room, yet an earlier start may still take effect there. So the run keeps its
+            # place and is asked for again: waiting anew, it might get a place elsewhere and execute
+            # twice
             return None
         except BackendError:
             if first:
@@ -270,20 +276,6 @@ class _Drive:
         await engine.rows.put_back(run, not_before=engine.clock.now() + pause)
         engine.placement.pause(run.backend or "")
 
-    async def _started_anew(self) -> None:
-        """It is refused for lack of room, yet an earlier start may still take effect there.
-
-        So its id never waits for a place again, which might be another backend's: the next attempt
-        does, and the backend is told to start this one no more.
-        """
-        self._engine.placement.pause(self._run.backend or "")
-        await self._again(
-            "backend_unreachable",
-            f"{self._run.backend} did not answer, and then had no room.",
-            wait_s=self._engine.settings.backend_full_pause_s,
-            tell_backend=True,
-        )
-
     async def _failed(self, error: RunFailed) -> None:
         failure = error.failure
         self._executed = self._executed or error.executed
@@ -332,7 +324,6 @@ class _Drive:
         *,
         failed: bool = False,
         died: bool = False,
-        wait_s: float | None = None,
         tell_backend: bool = False,
     ) -> None:
         """Let the next attempt wait, or end the job when this was its last."""
@@ -342,9 +333,8 @@ class _Drive:
         if failures >= settings.max_attempts:
             await self._end(error, tell_backend=tell_backend)
             return
-        if wait_s is None:
-            first_s, longest_s = settings.retry_backoff_s, settings.retry_backoff_max_s
-            wait_s = backoff(run.attempt, first_s, longest_s, engine.rng)
+        first_s, longest_s = settings.retry_backoff_s, settings.retry_backoff_max_s
+        wait_s = backoff(run.attempt, first_s, longest_s, engine.rng)
         now = engine.clock.now()
         await engine.rows.next_attempt(
             run,

@@ -37,15 +37,15 @@ class File:
 
     def __init__(self, tables: bytes) -> None:
         shm = Path("/dev/shm")
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="simulation-", dir=shm if os.access(shm, os.W_OK) else None
-        )
-        path = Path(self._folder.name) / "world.db"
-        path.write_bytes(tables)
+        where = shm if os.access(shm, os.W_OK) else None
         self.clock: Callable[[], int] = lambda: 0
         """The database's own time, in microseconds."""
-        self.writer = self._connect(path)
-        self.reader = self._connect(path)
+        with tempfile.TemporaryDirectory(prefix="simulation-", dir=where) as folder:
+            path = Path(folder) / "world.db"
+            path.write_bytes(tables)
+            self.writer = self._connect(path)
+            self.reader = self._connect(path)
+        # no name is left of it: a process that is killed leaves nothing behind
         self.changes: list[tuple[Any, ...]] = []
         self._listening = False
         self.writer.create_function("sim_changed", -1, self._changed)
@@ -55,11 +55,6 @@ class File:
                 "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
             )
         ]
-
-    @property
-    def folder(self) -> Path:
-        """Where it lies."""
-        return Path(self._folder.name)
 
     def empty(self) -> None:
         """Make it as new, but for the statements its connections have prepared."""
@@ -85,6 +80,9 @@ class File:
         connection = sqlite3.connect(path, isolation_level=None, cached_statements=1000)
         for pragma in ("journal_mode=WAL", "synchronous=OFF", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}").fetchall()
+        # everything it will use is open from here on
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("COMMIT")
         connection.create_function("database_clock", 0, self._now)
         return connection
 
@@ -125,7 +123,7 @@ class DirectServer(Server):
         slow: float = 0,
         notify: Callable[[list[str]], None] | None = None,
     ) -> None:
-        super().__init__(str(file.folder), rng, observer=observer, slow=slow)
+        super().__init__("", rng, observer=observer, slow=slow)
         self.file = file
         self.away = False
         """Nobody gets an answer."""

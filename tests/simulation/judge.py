@@ -67,11 +67,6 @@ class Judge:
         """Nobody knows whether a start has taken effect, or will."""
         self._in_doubt.add(run_id)
 
-    def _left_behind(self, run_id: str) -> bool:
-        # it was refused later on: its backend is told to stop what may come, and another id goes on
-        row = self._world.ledger.runs.get(run_id)
-        return run_id in self._in_doubt and row is not None and row["state"] == "failed"
-
     def forgotten(self, run_id: str) -> None:
         """A service is told that a run's files are safe."""
         row = self._world.ledger.runs.get(run_id)
@@ -84,13 +79,11 @@ class Judge:
         for other in earlier:
             excused = (
                 other.fate in ("lost", "transient", "spoiled")
+                # begun by a start that nobody saw answered, and stopped before the next one
+                or (other.fate == "cancelled" and other.run_id in self._in_doubt)
                 or self._was_unreachable(other.run_id)
                 # begun by a request that came too late: its service was given up long ago
                 or (other.run_id != execution.run_id and execution.run_id in self._given_up)
-                or any(
-                    other.run_id != execution.run_id and self._left_behind(run_id)
-                    for run_id in (other.run_id, execution.run_id)
-                )
             )
             if not excused:
                 self._world.breach(
