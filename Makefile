@@ -53,5 +53,6 @@ lock: ## Resolve the lock files anew
 run: ## Start everything; the same as ./startup.sh
 	./startup.sh
 
-benchmarks: setup ## Measure the overhead against a bare client
+benchmarks: setup ## Measure the overhead against a bare client, and the job engine
 	$(PY) -m benchmarks.overhead --write benchmarks/overhead.md
+	$(PY) -m benchmarks.jobs --write benchmarks/jobs.md

@@ -115,8 +115,8 @@ class Settings(BaseSettings):
         default=10,
         ge=2,
         le=500,
-        description="Most connections one gateway opens to PostgreSQL, beside the one it listens "
-        "on.",
+        description="Most connections one gateway opens to PostgreSQL, beside one it listens on "
+        "and one for its heartbeat.",
     )
     replica_lease_s: float = Field(
         default=15,

@@ -13,6 +13,7 @@ from gpu_server.comfy import ComfyClient, ComfyFile, ComfyUnavailable, RunFailed
 from gpu_server.fetch import tls_context
 from gpu_server.media_types import HEAD, picture_size, sniff
 from gpu_server.protocol import OutputFile, Slot
+from gpu_server.run import Slots
 
 _log = logging.getLogger(__name__)
 
@@ -43,12 +44,15 @@ class Deliverer:
         """Close every connection."""
         await self._http.aclose()
 
-    async def deliver(self, file: ComfyFile, slot: Slot, *, within_s: float) -> OutputFile:
+    async def deliver(
+        self, file: ComfyFile, name: str, slots: Slots, *, within_s: float
+    ) -> OutputFile:
         """Bring a file into its slot, however long the slot or ComfyUI is away meanwhile.
 
         Args:
             file: a file ComfyUI has just produced.
-            slot: where it goes.
+            name: the slot it goes into.
+            slots: its address, looked up at each attempt; a new one is tried at once.
             within_s: how long it is tried; the GPU time in the file is worth the patience.
 
         Raises:
@@ -56,18 +60,24 @@ class Deliverer:
         """
         until, delay, told = time.monotonic() + within_s, _FIRST_DELAY_S, ""
         while True:
+            renewed = slots.renewed
             try:
-                return await self._attempt(file, slot)
+                return await self._attempt(file, slots[name])
             except (_TryAgain, ComfyUnavailable) as error:
                 reason = str(error)
             if reason != told:
-                _log.warning("slot %s: %s; it is tried again", slot.name, reason)
+                _log.warning("slot %s: %s; it is tried again", name, reason)
                 told = reason
             left = until - time.monotonic()
             if left <= 0:
-                raise _undelivered(f"output {slot.name} could not be delivered")
-            await asyncio.sleep(min(delay, left))
-            delay = min(2 * delay, _LONGEST_DELAY_S)
+                raise _undelivered(f"output {name} could not be delivered")
+            try:
+                async with asyncio.timeout(min(delay, left)):
+                    await renewed.wait()
+            except TimeoutError:
+                delay = min(2 * delay, _LONGEST_DELAY_S)
+            else:
+                delay = _FIRST_DELAY_S
 
     async def _attempt(self, file: ComfyFile, slot: Slot) -> OutputFile:
         async with self._comfy.view(file) as source:

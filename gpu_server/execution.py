@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import aclosing
 from typing import cast
 
@@ -120,7 +120,7 @@ class Executor:
         workflow.check_names(request.params, request.inputs)
         await self._reached(request.timeout_s)
         if request.inputs and run.deliver:
-            await self._record(run, None)
+            await self._record(run)
         trusted = {origin_of(slot.url) for slot in request.outputs}
         uploads = {
             param: [
@@ -130,8 +130,10 @@ class Executor:
             for i, (param, files) in enumerate(request.inputs.items())
         }
         plan = await self.plan(run.run_id, request, workflow, uploads=uploads)
+        # before it is written down: a renewal in between must not write the run without it
+        run.plan = plan
         if run.deliver:
-            await self._record(run, plan)
+            await self._record(run)
         return plan
 
     async def plan(
@@ -168,9 +170,13 @@ class Executor:
         except TimeoutError:
             raise ComfyUnavailable from None
 
-    async def _record(self, run: Run, plan: Plan | None) -> None:
-        entry = JournalEntry(request=run.request, plan=plan)
-        await self._journal.put(run.run_id, entry.model_dump_json().encode())
+    async def renew(self, run: Run, slots: Iterable[Slot]) -> None:
+        """Send its files to new addresses, after a restart as well; raises sqlite3.Error."""
+        if run.renew(slots):
+            await self._journal.renew(run.run_id, _entry(run))
+
+    async def _record(self, run: Run) -> None:
+        await self._journal.put(run.run_id, _entry(run))
 
     async def _follow(self, run: Run, plan: Plan) -> None:
         """Pass on what ComfyUI tells; each file is on its way while later nodes still run."""
@@ -193,17 +199,17 @@ class Executor:
                     case Stepped():
                         run.stepped(_progress(event))
                     case Produced():
-                        for file, slot in collector.take(event):
-                            deliveries.create_task(self._deliver(run, file, slot))
+                        for file, name in collector.take(event):
+                            deliveries.create_task(self._deliver(run, file, name))
                     case Finished():
                         pass
             if run.cancel_asked:
                 # The interrupt came too late: ComfyUI had finished. Files are no longer wanted.
                 raise RunCancelled
 
-    async def _deliver(self, run: Run, file: ComfyFile, slot: Slot) -> None:
+    async def _deliver(self, run: Run, file: ComfyFile, name: str) -> None:
         within_s = run.request.timeout_s
-        run.delivered(await self._deliverer.deliver(file, slot, within_s=within_s))
+        run.delivered(await self._deliverer.deliver(file, name, run.slots, within_s=within_s))
 
     async def _stop(self, run: Run) -> None:
         """Spare the GPU a run whose result nobody can get."""
@@ -220,12 +226,11 @@ class _Collector:
     def __init__(self, run: Run, plan: Plan) -> None:
         self._run = run
         self._plan = plan
-        self._slots = {slot.name: slot for slot in run.request.outputs}
         self._taken: Counter[str] = Counter()
 
-    def take(self, event: Produced) -> list[tuple[ComfyFile, Slot]]:
-        """Return what to deliver where; raises RunFailed when there are more files than slots."""
-        found: list[tuple[ComfyFile, Slot]] = []
+    def take(self, event: Produced) -> list[tuple[ComfyFile, str]]:
+        """Return what goes into which slot; raises RunFailed when there are too many files."""
+        found: list[tuple[ComfyFile, str]] = []
         for name, output in self._plan.outputs.items():
             if output.node != event.node:
                 continue
@@ -239,15 +244,19 @@ class _Collector:
                 self._run.produced.extend(files)
         return found
 
-    def _slot(self, name: str) -> Slot:
+    def _slot(self, name: str) -> str:
         number = self._taken[name]
         self._taken[name] += 1
-        slot = self._slots.get(f"{name}/{number}")
-        if slot is None:
+        slot = f"{name}/{number}"
+        if slot not in self._run.slots:
             raise RunFailed(
                 "fatal", "too_many_outputs", f"the workflow made more {name} than {number}"
             )
         return slot
+
+
+def _entry(run: Run) -> bytes:
+    return JournalEntry(request=run.request, plan=run.plan).model_dump_json().encode()
 
 
 def _check_complete(run: Run, plan: Plan) -> None:

@@ -27,6 +27,7 @@ _PORTS = {"http": 80, "https": 443}
 _NEVER = tuple(
     ipaddress.ip_network(each)
     for each in (
+        "192.0.0.0/24",  # for protocols of the IETF
         "192.88.99.0/24",  # 6to4 relays
         "::/96",  # IPv4-compatible
         "::ffff:0:0:0/96",  # IPv4-translated

@@ -130,6 +130,18 @@ class Journal:
 
         return await self._do(write)
 
+    async def renew(self, run_id: str, request: bytes) -> None:
+        """Replace what a run that goes on was asked for, wherever it is; no row, nothing done."""
+        await self._do(
+            lambda db: (
+                db.execute(
+                    "UPDATE runs SET request = ? WHERE run_id = ? "
+                    "AND state IN ('accepted', 'posting', 'posted')",
+                    (request, run_id),
+                ).rowcount
+            )
+        )
+
     async def claim(self, run_id: str) -> JournalState | None:
         """Set a run to `posting` unless ComfyUI may have it; return what it was before."""
 

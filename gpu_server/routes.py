@@ -77,11 +77,17 @@ open_to_all = APIRouter()
 
 @guarded.put("/runs/{run_id}", response_model=RunStatus)
 async def put_run(run_id: uuid.UUID, request: Request, service: Here) -> JSONResponse:
-    """Start a run, or return the one that has this id."""
+    """Start a run, or return the one that has this id, which takes over the new slots.
+
+    With `If-Match: *` nothing is started: a run that is not known is answered as GET answers it.
+    """
     wanted = await _run_request(request)
     known = service.runs.get(str(run_id)) or await _recalled(service, str(run_id))
     if known is not None:
+        await _renew(service, known, wanted)
         return _status(known.status, HTTPStatus.OK)
+    if request.headers.get("if-match", "").strip() == "*":
+        raise _not_found()
     try:
         workflow = service.catalogue.find(wanted)
     except WorkflowMismatch as error:
@@ -292,6 +298,13 @@ async def _recalled(service: Service, run_id: str) -> Story | None:
         raise _no_journal("read") from None
 
 
+async def _renew(service: Service, known: Story, wanted: RunRequest) -> None:
+    try:
+        await service.runs.renew(known, wanted.outputs)
+    except sqlite3.Error:
+        raise _no_journal("written") from None
+
+
 def _no_journal(why: str) -> Problem:
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
@@ -304,10 +317,14 @@ def _no_journal(why: str) -> Problem:
 def _run(service: Service, run_id: uuid.UUID) -> Story:
     run = service.runs.get(str(run_id))
     if run is None:
-        raise Problem(
-            HTTPStatus.NOT_FOUND, "run_not_found", "This service never had the run, or lost it."
-        )
+        raise _not_found()
     return run
+
+
+def _not_found() -> Problem:
+    return Problem(
+        HTTPStatus.NOT_FOUND, "run_not_found", "This service never had the run, or lost it."
+    )
 
 
 def _status(status: RunStatus, code: HTTPStatus) -> JSONResponse:

@@ -22,6 +22,7 @@ from gpu_server.protocol import (
     RunRequest,
     RunState,
     RunStatus,
+    Slot,
 )
 from gpu_server.workflow import Workflow
 from gpu_server.workflow.manifest import OutputKind
@@ -146,6 +147,31 @@ class Story:
         changed.set()
 
 
+class Slots:
+    """Where a run's files go, by slot name; the addresses may be replaced while it runs."""
+
+    def __init__(self, slots: Iterable[Slot]) -> None:
+        self._slots = {slot.name: slot for slot in slots}
+        self._renewed = asyncio.Event()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._slots
+
+    def __getitem__(self, name: str) -> Slot:
+        return self._slots[name]
+
+    @property
+    def renewed(self) -> asyncio.Event:
+        """Set at the next renewal; to be taken before a slot is read, so that none is missed."""
+        return self._renewed
+
+    def renew(self, slots: Iterable[Slot]) -> None:
+        """Take new addresses for slots of the same names, and wake who waits for them."""
+        self._slots |= {slot.name: slot for slot in slots if slot.name in self._slots}
+        renewed, self._renewed = self._renewed, asyncio.Event()
+        renewed.set()
+
+
 class Run(Story):
     """One run that is carried out here; changed by its executor only."""
 
@@ -160,6 +186,7 @@ class Run(Story):
     ) -> None:
         super().__init__(RunStatus(run_id=run_id, state="queued"))
         self.request = request
+        self.slots = Slots(request.outputs)
         self.workflow = workflow
         """Where the plan comes from; None for a resumed run, which has its plan."""
         self.plan = plan
@@ -172,6 +199,16 @@ class Run(Story):
         """How it ends is being written down: a cancel comes too late."""
         self.task: asyncio.Task[None] | None = None
         self._began: float | None = None
+
+    def renew(self, slots: Iterable[Slot]) -> bool:
+        """Send files to these addresses from now on; False when they are the known ones."""
+        fresh = {slot.name: slot for slot in slots}
+        outputs = [fresh.get(slot.name, slot) for slot in self.request.outputs]
+        if outputs == self.request.outputs:
+            return False
+        self.request = self.request.model_copy(update={"outputs": outputs})
+        self.slots.renew(outputs)
+        return True
 
     def planned(self, plan: Plan) -> None:
         """Note the values really used."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 
 from pydantic import ValidationError
 
@@ -12,7 +12,7 @@ from gpu_server.cleaning import Cleaner
 from gpu_server.comfy import ComfyClient, Picture, RunFailed
 from gpu_server.execution import Executor, JournalEntry
 from gpu_server.journal import Journal, JournalRow
-from gpu_server.protocol import RunRequest, RunStatus
+from gpu_server.protocol import RunRequest, RunStatus, Slot
 from gpu_server.run import Run, Story
 from gpu_server.workflow import Workflow, WorkflowError
 
@@ -78,6 +78,15 @@ class Runs:
         run = Run(run_id, request, workflow=workflow, deliver=deliver)
         self._start(run)
         return run
+
+    async def renew(self, story: Story, slots: Iterable[Slot]) -> None:
+        """Send what a run has yet to deliver to these addresses; raises sqlite3.Error.
+
+        Whoever asks for a run again may be another gateway than the one that its slots lead to,
+        which may never come back.
+        """
+        if isinstance(story, Run) and story.deliver and not story.over and not story.decided:
+            await self._executor.renew(story, slots)
 
     def pictured(self, run_id: str, picture: Picture) -> None:
         """Pass a preview on to those who follow the run."""

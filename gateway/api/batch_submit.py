@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Annotated
 
 from fastapi.openapi.models import Example
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import AfterValidator, Field, JsonValue, ValidationError
+from pydantic_core import PydanticKnownError
 
 from gateway.api.access import CALLER
 from gateway.api.context import Context
@@ -30,15 +31,23 @@ LEAST_DEADLINE_S = 24 * 3600
 _CHECKED_AT_ONCE = 20
 
 
+def _some(items: tuple[dict[str, JsonValue], ...]) -> tuple[dict[str, JsonValue], ...]:
+    # Pydantic's own check of the length counts only what is an object: it would call [1] empty.
+    if not items:
+        context = {"field_type": "Tuple", "min_length": 1, "actual_length": 0}
+        raise PydanticKnownError("too_short", context)
+    return items
+
+
 class BatchBody(JobOptions):
     """Many jobs of one tool, taken whole or not at all."""
 
     tool: str = Field(
         min_length=1, max_length=100, description="A tool's `name` in `GET /api/tools`."
     )
-    items: tuple[dict[str, JsonValue], ...] = Field(
-        min_length=1,
+    items: Annotated[tuple[dict[str, JsonValue], ...], AfterValidator(_some)] = Field(
         max_length=MOST_ITEMS,
+        json_schema_extra={"minItems": 1},
         description="The parameters of each job, as the tool's own route takes them; at most "
         "`BATCH_MAX_ITEMS`.",
     )

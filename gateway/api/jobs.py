@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import datetime
 from typing import Annotated
 
@@ -16,15 +17,15 @@ from gateway.api.lookup import JobId, canonical, job_of, until_stopped, wait_of,
 from gateway.api.problems import documented
 from gateway.api.views import JobList, JobView, Views, as_json
 from gateway.errors import Conflict, InvalidParameters, NotFound, Unauthorized
-from gateway.job import Job, JobEvent, JobQuery, JobStatus
+from gateway.job import JOB_TERMINAL, Job, JobEvent, JobQuery, JobStatus
 from gateway.jobs.eta import Etas
 from gateway.tool import ToolResult
 
 PAGE = 20
 LONGEST_PAGE = 100
 
-_LAST_ID_DIGITS = 15
-
+_LAST_NUMBER = 2**31 - 1
+"""The highest an event can have: its column has 32 bits."""
 
 _FULL_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d.*")
 
@@ -133,38 +134,65 @@ def _add_one(router: APIRouter, context: Context, views: Views) -> None:
         return Response(status_code=204)
 
 
+_PREVIEWS = (
+    "Also send `preview` events: the picture so far, the latest one, at most two a second, as far "
+    "as ComfyUI makes previews and this gateway drives the job. They are not stored: a replay has "
+    "none."
+)
+
+
+async def _follows(context: Context, job: Job, number: int) -> bool:
+    """Whether anything is to be sent after that event."""
+    if not number or job.status not in JOB_TERMINAL:
+        return True
+    rest = until_stopped(context.stopping, context.jobs.watch(job.id, after=number))
+    async with aclosing(rest):
+        async for _ in rest:
+            return True
+    return context.stopping.is_set()
+
+
 def _add_events(router: APIRouter, context: Context) -> None:
-    # A dependency, because a stream that has begun can no longer answer 404.
+    # Dependencies, because a stream that has begun can no longer answer 404 or 204.
     async def followed(job_id: JobId) -> Job:
         return await job_of(context, canonical(job_id))
 
-    @router.get(
-        "/{job_id}/events",
-        summary="Follow a job (server-sent events)",
-        response_class=EventSourceResponse,
-        responses=documented(Unauthorized, NotFound),
-    )
-    async def job_events(
+    async def seen(
+        response: Response,
         job: Annotated[Job, Depends(followed)],
         last_event_id: Annotated[
             str | None,
             Header(max_length=100, description="`id` of the last event seen: later ones follow."),
         ] = None,
+    ) -> int | None:
+        number = _number(last_event_id)
+        if await _follows(context, job, number):
+            return number
+        response.status_code = 204
+        return None
+
+    @router.get(
+        "/{job_id}/events",
+        summary="Follow a job (server-sent events)",
+        response_class=EventSourceResponse,
+        responses={
+            204: {"description": "The job has ended and `Last-Event-ID` is its last event."},
+            **documented(Unauthorized, NotFound),
+        },
+    )
+    async def job_events(
+        job: Annotated[Job, Depends(followed)],
+        number: Annotated[int | None, Depends(seen)],
         *,
-        previews: Annotated[
-            bool,
-            Query(
-                description="Also send `preview` events: the picture so far, the latest one, at "
-                "most two a second, as far as ComfyUI makes previews and this gateway drives "
-                "the job. They are not stored: a replay has none."
-            ),
-        ] = False,
+        previews: Annotated[bool, Query(description=_PREVIEWS)] = False,
     ) -> AsyncIterator[ServerSentEvent]:
         """State changes and decisions, numbered, and progress; ends with the job's last event.
 
         Opens with the key or, for `EventSource`, with the signed `events_url` of a job.
         """
-        number = _number(last_event_id)
+        if number is None:
+            # an empty 200 would make an `EventSource` connect again, for ever
+            return
         watched = context.jobs.watch(job.id, after=number, previews=previews)
         async for event in until_stopped(context.stopping, watched):
             yield _sent(event, _eta(context.submission.etas, job, event))
@@ -193,5 +221,4 @@ def _sent(event: JobEvent, eta_seconds: float | None) -> ServerSentEvent:
 
 def _number(last_event_id: str | None) -> int:
     text = last_event_id or ""
-    known = text.isascii() and text.isdecimal() and len(text) <= _LAST_ID_DIGITS
-    return int(text) if known else 0
+    return min(int(text), _LAST_NUMBER) if text.isascii() and text.isdecimal() else 0

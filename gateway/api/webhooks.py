@@ -159,7 +159,10 @@ def _add_one(router: APIRouter, context: Context) -> None:
         status_code=202,
         response_model=None,
         responses={
-            202: {"model": WebhookView, "description": "It is tried at once."},
+            202: {
+                "model": WebhookView,
+                "description": "It is tried as soon as its receiver's turn comes.",
+            },
             **documented(Unauthorized, NotFound),
         },
     )

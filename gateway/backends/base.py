@@ -1,7 +1,8 @@
 """The seam between jobs and the places where runs are carried out.
 
 Contract, for every implementation:
-* `start` is idempotent on `order.run_id`: a second call adopts what the first one began.
+* `start` is idempotent on `order.run_id`: a second call adopts what the first one began, and its
+  files go to the slots of the newest call. `renew` does the same and never begins a run.
 * `follow` may be called again after a crash, by another process; it yields the present state at
   once, then progress that never goes back, and ends with exactly one `Produced`.
 * Only the errors below leave a backend; everything foreign is translated inside it.
@@ -115,6 +116,13 @@ class Backend(Protocol):
         """Begin or adopt the run; its reference there.
 
         Raises BackendUnreachable, BackendFull, RunFailed.
+        """
+        ...
+
+    async def renew(self, order: Order) -> None:
+        """Let a started run send its files to the slots of this order; one that is over stays so.
+
+        Raises BackendUnreachable, RunLost.
         """
         ...
 

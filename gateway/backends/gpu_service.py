@@ -1,7 +1,7 @@
 """The wire contract seen from the gateway: HTTP and events in, answers and our own errors out."""
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from typing import TypeVar, cast
 
@@ -54,11 +54,16 @@ class GpuService:
         """`GET /workflows`."""
         return self._parsed(Workflows, await self._send("GET", "/workflows", limit=_LOOK))
 
-    async def put(self, run_id: str, request: RunRequest) -> RunStatus:
-        """Begin or adopt a run. Raises WorkflowMismatch, BackendFull, RunFailed."""
+    async def put(self, run_id: str, request: RunRequest, *, begin: bool = True) -> RunStatus:
+        """Begin or adopt a run. Raises WorkflowMismatch, BackendFull, RunFailed.
+
+        With `begin` false it is adopted or not known, which raises RunLost.
+        """
         # exclude_unset: a newer field is only on the wire when it is used
         body = request.model_dump_json(exclude_unset=True)
-        response, broken = await self._asked("PUT", f"/runs/{run_id}", content=body)
+        response, broken = await self._asked(
+            "PUT", f"/runs/{run_id}", content=body, extra={} if begin else {"If-Match": "*"}
+        )
         if response.is_success:
             return self._parsed(RunStatus, response)
         full = None
@@ -68,6 +73,8 @@ class GpuService:
             case HTTPStatus.SERVICE_UNAVAILABLE, "comfyui_unavailable":
                 self._on_away()
                 full = f"{self._name} takes no runs while ComfyUI is away"
+            case HTTPStatus.NOT_FOUND, "run_not_found" if not begin:
+                raise RunLost(f"{self._name} does not know this run")
             case HTTPStatus.CONFLICT, "workflow_mismatch":
                 raise WorkflowMismatch(f"{self._name} has another version of the workflow")
             case _:
@@ -116,10 +123,17 @@ class GpuService:
         return response
 
     async def _asked(
-        self, method: str, path: str, *, content: str | None = None, limit: httpx.Timeout = _CALL
+        self,
+        method: str,
+        path: str,
+        *,
+        content: str | None = None,
+        limit: httpx.Timeout = _CALL,
+        extra: Mapping[str, str] | None = None,
     ) -> tuple[httpx.Response, bool]:
         """The answer, and whether it is that to a second request as the first one broke off."""
         headers = self._headers | ({"Content-Type": "application/json"} if content else {})
+        headers |= extra or {}
 
         async def once() -> httpx.Response:
             return await self._http.request(

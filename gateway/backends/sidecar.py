@@ -12,6 +12,7 @@ from pydantic import JsonValue
 
 from gateway.backends.base import (
     BackendError,
+    BackendFull,
     BackendUnreachable,
     Order,
     Progressed,
@@ -126,14 +127,7 @@ class Sidecar:
 
     async def start(self, order: Order) -> str:
         """Begin or adopt the run; its reference is its id."""
-        call = order.call
-        request = RunRequest(
-            version=VERSION,
-            workflow=WorkflowRef(name=call.workflow, digest=call.digest),
-            params=call.params,
-            outputs=list(order.slots),
-            timeout_s=call.timeout_s,
-        )
+        request = _request(order)
         try:
             await self._service.put(order.run_id, request)
         except WorkflowMismatch:
@@ -142,6 +136,14 @@ class Sidecar:
             except WorkflowMismatch as error:
                 raise self._service.foreign() from error
         return order.run_id
+
+    async def renew(self, order: Order) -> None:
+        """Let a run it has send its files to the slots of this order."""
+        try:
+            await self._service.put(order.run_id, _request(order), begin=False)
+        except (BackendFull, WorkflowMismatch) as error:
+            # one that does not heed If-Match says so of a run it would have to begin
+            raise RunLost(f"{self._name} does not know this run") from error
 
     async def follow(self, run_id: str, reference: str) -> AsyncIterator[Progressed | Produced]:
         """What happens to it; a dropped stream is opened again at once."""
@@ -279,3 +281,14 @@ class Sidecar:
                 raise RunLost(status.failure.message, executed=status.executed)
             raise RunFailed(status.failure, executed=status.executed)
         raise self._service.foreign()
+
+
+def _request(order: Order) -> RunRequest:
+    call = order.call
+    return RunRequest(
+        version=VERSION,
+        workflow=WorkflowRef(name=call.workflow, digest=call.digest),
+        params=call.params,
+        outputs=list(order.slots),
+        timeout_s=call.timeout_s,
+    )

@@ -194,13 +194,15 @@ class BatchRows:
             # batch would take it
             .order_by(jobs.c.status, jobs.c.id)
             .limit(ROWS_AT_ONCE)
-            .with_for_update()
         )
 
         async def work(writing: Transaction) -> Sequence[str] | None:
             unfinished = [row["id"] for row in await writing.rows(first)]
             if not unfinished:
                 return None
+            # locked in one order by everybody, which is not the order they are chosen in
+            chosen = select(jobs.c.id).where(jobs.c.id.in_(unfinished))
+            await writing.execute(chosen.order_by(jobs.c.id).with_for_update())
             moved = await _cancel_jobs(writing, unfinished, now)
             ended = await _cancel_runs(writing, [row["id"] for row in moved], now)
             for row in moved:

@@ -129,6 +129,7 @@ class Database:
         self._posted: list[Callable[[], None]] = []
         self._writes: set[asyncio.Task[Any]] = set()
         self._ownership = sole_ownership
+        self._sole = False
         self.notices: Notices | None = None
         if postgres.is_postgres(url):
             self.dialect: Dialect = "postgresql"
@@ -139,11 +140,14 @@ class Database:
             self._writer = make(url, pool_size=connections, max_overflow=0, pool_use_lifo=True)
             # the same connections
             self._reader = self._writer.execution_options(isolation_level="AUTOCOMMIT")
+            self._apart = make(url, pool_size=1, max_overflow=0)
+            self._apart_reader = self._apart.execution_options(isolation_level="AUTOCOMMIT")
         else:
             self.dialect = "sqlite"
             # SQLite takes one writer: queueing for it here wakes in order, its own busy wait not
             self._writing = asyncio.Lock()
             self._on_sqlite(url, engine_factory or sqlite.create_engine)
+            self._apart, self._apart_reader = self._writer, self._reader
 
     def _on_sqlite(self, address: str, make: EngineFactory) -> None:
         url = make_url(address)
@@ -177,6 +181,7 @@ class Database:
         if self._ownership is None:
             return False
         self._ownership.acquire()
+        self._sole = True
         return True
 
     def release(self) -> None:
@@ -202,6 +207,11 @@ class Database:
         """Call `heard` after each commit that wrote webhook events."""
         self._posted.append(heard)
 
+    @property
+    def hears_all(self) -> bool:
+        """Whether each commit that changes a job is told here: ours, or heard of from others."""
+        return self._sole if self.notices is None else self.notices.listening.is_set()
+
     async def check_schema(self) -> None:
         """Raise SchemaOutdated unless this code can work with the tables.
 
@@ -214,27 +224,33 @@ class Database:
             raise refusal(self._address, error) from error
 
     async def write(
-        self, work: Callable[[Transaction], Awaitable[T]], *, single: bool = False
+        self,
+        work: Callable[[Transaction], Awaitable[T]],
+        *,
+        single: bool = False,
+        apart: bool = False,
     ) -> T:
         """Carry out `work` in one transaction, committed before this returns.
 
         It is begun anew when others kept it from going through, so `work` must not leave anything
         behind but its rows. A caller that is cancelled leaves the transaction whole: it commits or
         fails as if nobody had gone. `single` = it is one statement that tells nobody elsewhere:
-        PostgreSQL needs no BEGIN and COMMIT around that. Raises DatabaseUnavailable, AlreadyThere.
+        PostgreSQL needs no BEGIN and COMMIT around that. `apart` = over the connection kept for the
+        heartbeat, which waits for no request. Raises DatabaseUnavailable, AlreadyThere.
         """
-        task = asyncio.create_task(self._write(work, single=single))
+        task = asyncio.create_task(self._write(work, single=single, apart=apart))
         self._writes.add(task)
         task.add_done_callback(self._written)
         return await asyncio.shield(task)
 
-    async def read(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Carry out `work`, which only reads. Raises DatabaseUnavailable."""
+    async def read(self, work: Callable[[Transaction], Awaitable[T]], *, apart: bool = False) -> T:
+        """Carry out `work`, which only reads; `apart` as in `write`. Raises DatabaseUnavailable."""
+        reader = self._apart_reader if apart else self._reader
         tries = 0
         while True:
             tries += 1
             try:
-                async with self._reader.connect() as connection:
+                async with reader.connect() as connection:
                     return await work(Transaction(connection))
             except FAILURES as error:
                 await self._before_another_try(error, tries, committing=False)
@@ -272,12 +288,16 @@ class Database:
         await self.settle()
         await self._writer.dispose()
         await self._reader.dispose()
+        await self._apart.dispose()
         self.release()
 
-    async def _write(self, work: Callable[[Transaction], Awaitable[T]], *, single: bool) -> T:
+    async def _write(
+        self, work: Callable[[Transaction], Awaitable[T]], *, single: bool, apart: bool
+    ) -> T:
         tries, transaction = 0, None
         by_itself = single and self.dialect == "postgresql"
-        begin = self._reader.connect if by_itself else self._writer.begin
+        writer = self._apart if apart else self._writer
+        begin = self._reader.connect if by_itself else writer.begin
         while True:
             tries += 1
             try:
@@ -293,6 +313,9 @@ class Database:
                 raise AlreadyThere(type(error).__name__) from error
             except FAILURES as error:
                 committing = transaction is not None and transaction.committing
+                if committing and self.notices is not None:
+                    # it may have been committed: whoever would have been told looks for himself
+                    self.notices.missed()
                 await self._before_another_try(error, tries, committing=committing)
             else:
                 self._committed(transaction)

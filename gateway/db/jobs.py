@@ -8,7 +8,7 @@ from sqlalchemy import and_, bindparam, delete, select, tuple_, update
 
 from gateway.db.cursors import cursor_after, read_cursor
 from gateway.db.engine import Database, Transaction
-from gateway.db.job_log import log_move, move_job
+from gateway.db.job_log import log_move, move_job, note
 from gateway.db.records import job_row, micros, storable, to_artifact, to_event, to_job
 from gateway.db.runs import OPEN, first_run
 from gateway.db.tables import artifacts, idempotency, job_events, jobs, runs
@@ -171,6 +171,20 @@ class JobRows:
             return [row["id"] for row in ended]
 
         return await self._db.write(work)
+
+    async def let_files_go(self, job_id: str, now: datetime, *, by: str) -> None:
+        """Write down that an ended job's files are given up; only then may they be deleted."""
+
+        async def work(writing: Transaction) -> None:
+            # the job first, as everybody who writes to it does
+            await note(writing, job_id, "files_removed", {"by": by}, now)
+            await writing.execute(
+                update(artifacts)
+                .where(artifacts.c.job_id == job_id, artifacts.c.removed_at.is_(None))
+                .values(removed_at=micros(now))
+            )
+
+        await self._db.write(work)
 
     async def delete(self, job_id: str) -> bool:
         """Remove an ended job with everything that hangs on it."""

@@ -59,6 +59,10 @@ class Notices:
         """Texts for NOTIFY."""
         return [json.dumps([self._sender, n.kind, n.id, n.value]) for n in notices]
 
+    def missed(self) -> None:
+        """Something may have been committed of which nobody here was told."""
+        self._pass_on(Notice(kind="missed"))
+
     async def run(self) -> None:
         """Hear until cancelled."""
         wait_s = FIRST_WAIT_S
@@ -86,7 +90,7 @@ class Notices:
         connection.add_termination_listener(lambda _: lost.set())
         await connection.add_listener(CHANNEL, self._told)
         # whatever was told while nobody listened is to be found in the rows
-        self._pass_on(Notice(kind="missed"))
+        self.missed()
         self.listening.set()
         while not lost.is_set():
             with suppress(TimeoutError):

@@ -93,7 +93,7 @@ def _first(lanes: Subquery) -> CTE:
             at.c.state == "waiting",
             at.c.caller == lane.c.caller,
             at.c.priority == lane.c.priority,
-            at.c.owner.is_not(None),
+            at.c.owner.in_(bindparam("owners", expanding=True)),
             at.c.not_before <= bindparam("now"),
             at.c.deadline_at > bindparam("now"),
             at.c.digest.not_in(bindparam("without", expanding=True)),
@@ -173,6 +173,8 @@ _GRANT = update(runs).where(
     runs.c.id == bindparam("run"),
     runs.c.epoch == bindparam("run_epoch"),
     runs.c.state == "waiting",
+    # given back meanwhile: nobody would begin it
+    runs.c.owner.is_not(None),
 )
 # to plan the query for heads anew takes five times as long as to carry it out
 _LOCK = select(
@@ -197,13 +199,25 @@ async def under_way(transaction: Transaction) -> Sequence[RowMapping]:
 
 
 async def heads(
-    transaction: Transaction, now: datetime, *, per_caller: int, without: Collection[str]
+    transaction: Transaction,
+    now: datetime,
+    *,
+    owners: Collection[str],
+    per_caller: int,
+    without: Collection[str],
 ) -> list[dict[str, Any]]:
     """The first waiting runs of each caller; `without` names workflow digests to leave out.
 
+    Only those that `owners` drive: what a dead one was given, nobody would begin.
+
     `turn` is when the caller was last granted anything; 0 = never.
     """
-    values = {"now": micros(now), "per_caller": per_caller, "without": list(without)}
+    values = {
+        "now": micros(now),
+        "owners": sorted(owners),
+        "per_caller": per_caller,
+        "without": list(without),
+    }
     found = await transaction.rows(_HEADS, values)
     if not found:
         return []

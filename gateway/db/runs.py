@@ -42,14 +42,9 @@ _RUN = select(runs, jobs.c.call).join(jobs, jobs.c.id == runs.c.job_id)
 _OPEN_RUN = _RUN.where(
     runs.c.id == bindparam("run"), runs.c.owner == bindparam("owner"), runs.c.state.in_(OPEN)
 )
-# made once, as they are asked for every few seconds, work or none
-_OVERDUE = _RUN.where(
-    runs.c.state == "waiting",
-    runs.c.owner == bindparam("owner"),
-    runs.c.deadline_at <= bindparam("now"),
-).limit(bindparam("limit"))
+# made once, as it is asked for every few seconds, work or none
 _TO_CANCEL = (
-    select(runs.c.id, runs.c.backend, runs.c.reference)
+    select(runs.c.id, runs.c.backend, runs.c.reference, runs.c.ended_at)
     .where(runs.c.cancel_pending)
     .order_by(runs.c.ended_at, runs.c.id)
     .limit(bindparam("limit"))
@@ -236,7 +231,7 @@ class RunRows:
         return [to_run(row) for row in rows]
 
     async def to_cancel(self, limit: int) -> Sequence[RowMapping]:
-        """Ended runs whose backend was not told yet: id, backend, reference."""
+        """Ended runs whose backend was not told yet: id, backend, reference, ended_at."""
         values = {"limit": limit}
         return await self._db.read(lambda reading: reading.rows(_TO_CANCEL, values))
 

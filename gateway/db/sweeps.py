@@ -5,11 +5,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 
-from pydantic import JsonValue
 from sqlalchemy import Executable, Select, and_, delete, select, update
 
 from gateway.db.engine import Database, Transaction
-from gateway.db.job_log import note
 from gateway.db.records import micros
 from gateway.db.tables import artifacts, batches, idempotency, jobs, runs, webhook_events
 from gateway.job import JOB_TERMINAL
@@ -68,21 +66,6 @@ class SweepRows:
             .order_by(jobs.c.finished_at, jobs.c.id)
             .limit(limit)
         )
-
-    async def let_files_go(self, job_id: str, now: datetime) -> None:
-        """Write down that an ended job's files are given up; only then may they be deleted."""
-
-        async def work(writing: Transaction) -> None:
-            # the job first, as everybody who writes to it does
-            data: dict[str, JsonValue] = {"by": "retention"}
-            await note(writing, job_id, "files_removed", data, now)
-            await writing.execute(
-                update(artifacts)
-                .where(artifacts.c.job_id == job_id, artifacts.c.removed_at.is_(None))
-                .values(removed_at=micros(now))
-            )
-
-        await self._db.write(work)
 
     async def forget_keys(self, before: datetime, limit: int) -> int:
         """Forget idempotency keys used before that time."""

@@ -122,6 +122,13 @@ runs = Table(
     Index("ix_runs_state_caller", "state", "caller", "priority", "created_at", "id"),
     Index("ix_runs_caller_granted_at", "caller", "granted_at"),
 )
+_HAS_PLACE = text("state IN ('granted', 'started')")
+Index(
+    "ix_runs_under_way",
+    runs.c.backend,
+    sqlite_where=_HAS_PLACE,
+    postgresql_where=_HAS_PLACE,
+)
 Index(
     "ix_runs_cancel_pending",
     runs.c.cancel_pending,
@@ -175,6 +182,8 @@ replicas = Table(
     metadata,
     Column("id", String(36), primary_key=True),
     Column("seen", BigInteger, nullable=False),
+    # names of those it can reach: gateways may be told of different ones, in a deploy say
+    Column("backends", JSON),
 )
 
 webhook_events = Table(

@@ -1,7 +1,7 @@
 """Batches: taken whole or not at all, waited for, cancelled and deleted job by job."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from gateway.clock import Clock
 from gateway.db import AlreadyThere, Database, DatabaseUnavailable
@@ -54,13 +54,27 @@ class Batches:
             job.id: self._ownership.admit(job.id, job.caller, job.priority) for job in new.jobs
         }
         try:
-            return await self._rows.insert(new, owners=owners, now=self._clock.now())
+            return await self._insert(new, owners)
         except AlreadyThere:
             self._not_written(new)
             return await self._made_before(new)
         except DatabaseUnavailable:
             self._not_written(new)
+            self._ownership.uncertain()
             raise
+
+    async def _insert(self, new: NewBatch, owners: Mapping[str, str | None]) -> Batch:
+        try:
+            return await self._rows.insert(new, owners=owners, now=self._clock.now())
+        except DatabaseUnavailable:
+            # the connection may have broken at the commit: the same ids are written once
+            try:
+                return await self._rows.insert(new, owners=owners, now=self._clock.now())
+            except AlreadyThere:
+                batch = await self.get(new.id)
+                if batch is None:
+                    raise
+                return batch
 
     async def find(self, caller: str, key: str, request_hash: str | None) -> Batch | None:
         """The batch an idempotency key stands for. Raises IdempotencyKeyReused."""
@@ -77,8 +91,14 @@ class Batches:
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         with self._hub.listen(batch_id, every_change=False) as listener:
+            batch: Batch | None = None
             while True:
-                batch = await self.get(batch_id)
+                try:
+                    batch = await self.get(batch_id)
+                except DatabaseUnavailable:
+                    # one that is away for a while breaks off no call that waits
+                    if batch is None:
+                        raise
                 left = until - loop.time()
                 if batch is None or batch.finished_at is not None or left <= 0:
                     return batch

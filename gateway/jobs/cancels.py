@@ -3,9 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping
+from datetime import timedelta
 
 from gateway.backends.base import Backend, BackendUnreachable
+from gateway.clock import Clock
 from gateway.db import DatabaseUnavailable
+from gateway.db.records import moment
 from gateway.db.runs import RunRows
 from gateway.jobs.patience import Patience
 
@@ -25,6 +28,8 @@ class Cancels:
         starting: Collection[str],
         patience: Callable[[], Patience],
         sweep_s: float,
+        lost_after: timedelta,
+        clock: Clock,
         room_made: Callable[[], None],
     ) -> None:
         self._rows = rows
@@ -32,6 +37,8 @@ class Cancels:
         self._starting = starting
         self._patience = patience
         self._sweep_s = sweep_s
+        self._lost_after = lost_after
+        self._clock = clock
         self._room_made = room_made
         self._woken = asyncio.Event()
         self._telling: dict[str, asyncio.Task[None]] = {}
@@ -63,6 +70,9 @@ class Cancels:
     async def _look(self) -> None:
         for row in await self._rows.to_cancel(AT_ONCE):
             run_id: str = row["id"]
+            if row["backend"] not in self._backends and not self._given_up(row["ended_at"]):
+                # another gateway may reach it
+                continue
             # a start that is still on its way would overtake the cancel and run for nobody; it
             # wakes us when it has answered
             if run_id in self._telling or run_id in self._starting:
@@ -70,6 +80,9 @@ class Cancels:
             task = asyncio.create_task(self._tell(run_id, row["backend"], row["reference"]))
             self._telling[run_id] = task
             task.add_done_callback(lambda _, run_id=run_id: self._telling.pop(run_id, None))
+
+    def _given_up(self, ended_at: int) -> bool:
+        return self._clock.now() - moment(ended_at) > self._lost_after
 
     async def _tell(self, run_id: str, name: str, reference: str | None) -> None:
         backend = self._backends.get(name)

@@ -86,3 +86,15 @@ class Drivers:
         if run_id in self._again:
             self._again.discard(run_id)
             self.spawn(run_id)
+
+
+async def for_ever(loop: Callable[[], Awaitable[None]]) -> None:
+    """Begin a loop anew that a bug of ours ended: without it, jobs would stand still."""
+    while True:
+        try:
+            await loop()
+        except Exception:  # noqa: BLE001  # whatever it is, it is logged
+            _log.exception("%s failed and is begun anew", getattr(loop, "__qualname__", loop))
+            await asyncio.sleep(1)
+        else:
+            return

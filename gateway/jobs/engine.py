@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from datetime import timedelta
 from typing import cast
 
 from gateway.backends.base import Backend
@@ -28,7 +29,7 @@ from gateway.job import (
 from gateway.jobs.batches import Batches
 from gateway.jobs.cancels import Cancels
 from gateway.jobs.deadlines import Deadlines
-from gateway.jobs.drivers import Drivers
+from gateway.jobs.drivers import Drivers, for_ever
 from gateway.jobs.files import FileNames, RunFiles
 from gateway.jobs.ownership import Ownership
 from gateway.jobs.patience import Patience
@@ -71,7 +72,7 @@ class Jobs:
         self._run_rows = RunRows(db)
         self._hub = Hub()
         self._previews = Previews(self._hub.previewed)
-        self._ownership = self._make_ownership()
+        self._ownership = self._make_ownership(by_name)
         self._placement = self._make_placement(by_name)
         self._drivers = Drivers(self._drive, self._patience)
         self._deadlines = Deadlines(
@@ -87,6 +88,8 @@ class Jobs:
             starting=self._engine.starting,
             patience=self._patience,
             sweep_s=settings.sweep_s,
+            lost_after=timedelta(seconds=settings.backend_lost_after_s),
+            clock=clock,
             room_made=lambda: self._placement.wake(room=True),
         )
         self.batches = self._make_batches()
@@ -105,10 +108,11 @@ class Jobs:
             delete=self.delete,
         )
 
-    def _make_ownership(self) -> Ownership:
+    def _make_ownership(self, backends: Mapping[str, Backend]) -> Ownership:
         return Ownership(
             replica=str(uuid.UUID(int=self._rng.getrandbits(128), version=4)),
             db=self._db,
+            backends=backends,
             settings=self._settings,
             clock=self._clock,
             taken=self._taken,
@@ -124,6 +128,7 @@ class Jobs:
             settings=self._settings,
             clock=self._clock,
             granted=self._granted,
+            living=self._ownership.living,
         )
 
     def _make_engine(self, backends: Mapping[str, Backend], files: RunFiles) -> Engine:
@@ -148,13 +153,13 @@ class Jobs:
         """Take ownership and go on with every unfinished run. Raises FolderInUse."""
         await self._ownership.enter()
         for loop in (
-            self._placement.run(),
-            self._cancels.run(),
-            self._ownership.run(),
-            self._deadlines.run(),
-            self._db.hear(),
+            self._placement.run,
+            self._cancels.run,
+            self._ownership.run,
+            self._deadlines.run,
+            self._db.hear,
         ):
-            self._loops.append(asyncio.create_task(loop))
+            self._loops.append(asyncio.create_task(for_ever(loop)))
 
     async def stop(self) -> None:
         """Give the runs back as they are; nothing is cancelled anywhere."""
@@ -228,7 +233,7 @@ class Jobs:
                 left = until - loop.time()
                 if job is None or job.status in JOB_TERMINAL or left <= 0:
                     return job
-                await listener.wait(min(left, self._settings.poll_s))
+                await listener.wait(min(left, self._poll_s()))
 
     async def list(self, query: JobQuery) -> JobPage:
         """One page of jobs, newest first. Raises InvalidParameters for a foreign cursor."""
@@ -249,6 +254,9 @@ class Jobs:
         if job.status not in JOB_TERMINAL:
             raise Conflict("The job is not finished: cancel it first, or wait.")
         await self._until_told(job_id)
+        # a crash between must leave no job that names files which are gone
+        if any(artifact.removed_at is None for artifact in job.artifacts):
+            await self._rows.let_files_go(job_id, self._clock.now(), by="caller")
         await self._engine.files.remove(job, await self._rows.attempts(job_id))
         return await self._rows.delete(job_id)
 
@@ -268,7 +276,7 @@ class Jobs:
                 after,
                 rows=self._rows,
                 listener=listener,
-                poll_s=self._settings.poll_s,
+                poll_s=self._poll_s,
                 clock=self._clock,
             )
             async with aclosing(story.events()) as events:
@@ -369,6 +377,10 @@ class Jobs:
                 self._placement.wake(queued=True, room=True)
                 self._ownership.look()
                 self._cancels.wake()
+
+    def _poll_s(self) -> float:
+        """How long whoever waits need not look by himself."""
+        return self._settings.quiet_poll_s if self._db.hears_all else self._settings.poll_s
 
     def _with_progress(self, job: Job) -> Job:
         live = self._hub.progress(job.id)

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from gateway.errors import QueueFull
+from gateway.errors import FieldError, InvalidParameters, QueueFull
 
 FRESH_S = 1.0
 FAR_FROM_FULL_S = 30.0
@@ -43,20 +43,33 @@ class QueueLimits:
         self._counting = asyncio.Lock()
 
     async def let_in(self, caller: str, jobs: int = 1) -> None:
-        """Count jobs about to be written; raises QueueFull where they are more than may wait."""
+        """Count jobs about to be written; raises QueueFull where they are more than may wait.
+
+        Raises InvalidParameters for a batch that would be too many for an empty queue.
+        """
         if not self._per_caller and not self._total:
             return
+        self._require_possible(jobs)
         await self._recount(caller, jobs)
-        if self._per_caller and self._waiting[caller] + jobs > self._per_caller:
+        mine = self._waiting[caller]
+        if self._per_caller and mine + jobs > self._per_caller:
             raise await self._full(
-                f"You have {self._waiting[caller]} jobs waiting, and at most {self._per_caller} may"
+                f"You have {mine} jobs waiting, and at most {self._per_caller} may",
+                mine + jobs - self._per_caller,
             )
         if self._total and self._all + jobs > self._total:
             raise await self._full(
-                f"{self._all} jobs are waiting here, and at most {self._total} may"
+                f"{self._all} jobs are waiting here, and at most {self._total} may",
+                self._all + jobs - self._total,
             )
         self._waiting[caller] += jobs
         self._all += jobs
+
+    def _require_possible(self, jobs: int) -> None:
+        most = min(limit for limit in (self._per_caller, self._total) if limit)
+        if jobs > most:
+            message = f"must have at most {most} items: no more jobs may wait here at a time"
+            raise InvalidParameters([FieldError(field="items", code="too_long", message=message)])
 
     async def _recount(self, caller: str, jobs: int) -> None:
         loop = asyncio.get_running_loop()
@@ -78,7 +91,11 @@ class QueueLimits:
     def _near(count: int, most: int) -> bool:
         return bool(most) and 2 * count >= most
 
-    async def _full(self, said: str) -> QueueFull:
+    async def _full(self, said: str, places: int) -> QueueFull:
         place_s = await self._one_place_s()
-        retry = RETRY_S if place_s is None else min(LONGEST_RETRY_S, max(1, math.ceil(place_s)))
+        retry = (
+            RETRY_S
+            if place_s is None
+            else max(1, math.ceil(min(LONGEST_RETRY_S, places * place_s)))
+        )
         return QueueFull(f"{said}: send it again later.", retry_after=retry)

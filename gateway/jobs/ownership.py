@@ -4,12 +4,12 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 
 from gateway.clock import Clock
 from gateway.db import Database, DatabaseUnavailable
-from gateway.db.owners import OwnerRows
+from gateway.db.owners import Full, OwnerRows
 from gateway.jobs.settings import JobSettings
 
 _log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Ownership:
         *,
         replica: str,
         db: Database,
+        backends: Collection[str],
         settings: JobSettings,
         clock: Clock,
         taken: Callable[[str, str], None],
@@ -46,7 +47,7 @@ class Ownership:
     ) -> None:
         self.replica = replica
         self._db = db
-        self._rows = OwnerRows(db)
+        self._rows = OwnerRows(db, backends)
         self._settings = settings
         self._lease = timedelta(seconds=settings.lease_s)
         self._clock = clock
@@ -84,7 +85,7 @@ class Ownership:
         self._owned[caller] -= 1
         if not self._owned[caller]:
             del self._owned[caller]
-        if self._unowned and self._owned[caller] <= REFILL * self._settings.per_caller:
+        if self._unowned and self._refills(caller):
             self._look.set()
 
     def uncertain(self) -> None:
@@ -93,7 +94,8 @@ class Ownership:
 
     def look(self, caller: str = "") -> None:
         """Runs have no owner (of that caller, if named): take over what there is room for."""
-        if len(self._callers) >= self._settings.window or (caller and self._room_of(caller) <= 0):
+        # the backlog is not gone over for each single place that gets free
+        if len(self._callers) >= self._settings.window or (caller and not self._refills(caller)):
             self._unowned += 1
         else:
             self._look.set()
@@ -103,6 +105,10 @@ class Ownership:
         alone = self._db.claim()
         await self._rows.enter(self.replica, self._clock.now(), self._lease, alone=alone)
         await self.take_over()
+
+    async def living(self) -> Mapping[str, frozenset[str] | None]:
+        """Replicas that are heard of regularly, and the backends each reaches (None: not known)."""
+        return await self._rows.living(self.replica, self._clock.now(), self._lease / 2)
 
     async def leave(self) -> None:
         """Give every run back at once."""
@@ -138,6 +144,10 @@ class Ownership:
             self._clock.now(),
             lease=self._lease,
             room=self._settings.window - len(self._callers),
+            full=Full(
+                callers=[caller for caller in self._owned if self._room_of(caller) <= 0],
+                below_ordinary=[caller for caller in self._owned if self._room_of(caller, -1) <= 0],
+            ),
             room_of=self._room_of,
         )
         for row in taken:
@@ -191,6 +201,9 @@ class Ownership:
         if job_id not in self._callers:
             self._callers[job_id] = caller
             self._owned[caller] += 1
+
+    def _refills(self, caller: str) -> bool:
+        return self._owned[caller] <= REFILL * self._settings.per_caller
 
     def _room_of(self, caller: str, priority: int = 0) -> int:
         share = 1 if priority >= 0 else BATCHES

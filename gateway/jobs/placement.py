@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 HEADS_PER_CALLER = 16
 EXPLAINED_AT_ONCE = 100
+LIVING_S = 1.0
+"""How often it is looked who lives, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,7 @@ class Placement:
         settings: JobSettings,
         clock: Clock,
         granted: Callable[[str, str], None],
+        living: Callable[[], Awaitable[Mapping[str, frozenset[str] | None]]],
     ) -> None:
         self._replica = replica
         self._db = db
@@ -56,6 +60,9 @@ class Placement:
         self._settings = settings
         self._clock = clock
         self._granted = granted
+        self._ask_living = living
+        self._living: Mapping[str, frozenset[str] | None] = {}
+        self._living_at = -math.inf
         self._woken = asyncio.Event()
         self._timers: set[asyncio.TimerHandle] = set()
         # what follows saves work or improves a choice; nothing depends on it to be right
@@ -93,16 +100,19 @@ class Placement:
 
     async def run(self) -> None:
         """Place until cancelled."""
-        swept = True
+        loop, swept_at = asyncio.get_running_loop(), -math.inf
         try:
             while True:
                 self._woken.clear()
                 seen = self._look()
+                # however often it is woken: a wake-up may have been lost among others that came
+                swept = loop.time() >= swept_at + self._settings.sweep_s
+                swept_at = loop.time() if swept else swept_at
                 try:
                     await self.place(swept=swept)
                 except DatabaseUnavailable as error:
                     _log.warning("placement: the database does not answer (%s)", error)
-                swept = await self._wait_for_cause(seen)
+                await self._wait_for_cause(seen, until=swept_at + self._settings.sweep_s)
         finally:
             for timer in self._timers:
                 timer.cancel()
@@ -115,6 +125,7 @@ class Placement:
         # set before the rows are read: what happens from here on unsets them again
         self._idle = self._full = True
         try:
+            await self._look_who_lives()
             done = await self._db.write(lambda writing: self._round(writing, now, swept=swept))
         except DatabaseUnavailable:
             self._idle = self._full = False
@@ -131,6 +142,13 @@ class Placement:
         if swept and done.held:
             await self._explain_held(done.held, now)
 
+    async def _look_who_lives(self) -> None:
+        """Learn who drives what is granted, and which backends they reach; now and then."""
+        clock = asyncio.get_running_loop().time()
+        if clock >= self._living_at + min(LIVING_S, self._settings.lease_s / 15):
+            self._living = await self._ask_living()
+            self._living_at = clock
+
     async def _round(self, writing: Transaction, now: datetime, *, swept: bool) -> _Round:
         await placements.one_at_a_time(writing)
         busy = await placements.under_way(writing)
@@ -142,7 +160,11 @@ class Placement:
         why: dict[str, str] = {}
         while True:
             rows = await placements.heads(
-                writing, now, per_caller=HEADS_PER_CALLER, without=sorted(stuck)
+                writing,
+                now,
+                owners=self._living,
+                per_caller=HEADS_PER_CALLER,
+                without=sorted(stuck),
             )
             candidates = [_candidate(row, now) for row in rows if row["job_id"] not in untold]
             # looked at again without those: they must not hide runs that can be placed
@@ -213,11 +235,17 @@ class Placement:
         return places
 
     def _ready(self, backend: str, candidate: Candidate) -> bool:
-        known = self._backends[backend].readiness(candidate.workflow, candidate.digest)
-        return known.readiness == "ready"
+        reached = self._living.get(candidate.owner)
+        # its owner may have been told of other backends than we were
+        reaches = reached is None or backend in reached
+        return reaches and self._carries_out(backend, candidate)
 
     def _anywhere(self, candidate: Candidate) -> bool:
-        return any(self._ready(name, candidate) for name in self._backends)
+        return any(self._carries_out(name, candidate) for name in self._backends)
+
+    def _carries_out(self, backend: str, candidate: Candidate) -> bool:
+        known = self._backends[backend].readiness(candidate.workflow, candidate.digest)
+        return known.readiness == "ready"
 
     async def _explain(self, digest: str, why: str, now: datetime) -> None:
         await self._db.write(
@@ -250,21 +278,21 @@ class Placement:
             for backend in self._backends.values()
         )
 
-    async def _wait_for_cause(self, seen: tuple[object, ...]) -> bool:
-        """Return when there is reason to place: True when it is only that time has passed."""
+    async def _wait_for_cause(self, seen: tuple[object, ...], until: float) -> None:
+        """Return when there is reason to place, or at that time."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._settings.sweep_s
         while loop.time() < until:
             try:
-                async with asyncio.timeout(self._settings.backend_watch_s):
+                async with asyncio.timeout(
+                    min(until - loop.time(), self._settings.backend_watch_s)
+                ):
                     await self._woken.wait()
             except TimeoutError:
                 if self._look() != seen:
                     self._idle = self._full = False
-                    return False
+                    return
             else:
-                return False
-        return True
+                return
 
 
 def _candidate(row: Row, now: datetime) -> Candidate:

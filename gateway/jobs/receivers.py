@@ -24,6 +24,8 @@ _LOOKUPS = 16
 _REMEMBERED_S = 60.0
 _REMEMBERED = 1000
 _PORTS = {"http": 80, "https": 443}
+_LONGEST_NAME = 253
+_LONGEST_LABEL = 63
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port to IP addresses; raises OSError."""
@@ -137,11 +139,26 @@ class Receivers:
 def _parsed(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
+        # decodes the name, which a bad `xn--` fails at
+        host = parsed.host
     except (httpx.InvalidURL, UnicodeError, ValueError):
         raise Refused("is not a valid address") from None
-    if parsed.scheme not in _PORTS or not parsed.host or parsed.userinfo:
+    if parsed.scheme not in _PORTS or not host or parsed.userinfo:
         raise Refused("must be an http(s) address without user name or password")
+    if not _can_be_looked_up(parsed.raw_host.decode("ascii")):
+        raise Refused("must name its host by a valid name or IP address, without a zone")
     return parsed
+
+
+def _can_be_looked_up(host: str) -> bool:
+    # a percent sign begins an IPv6 zone, which only has a meaning on one machine
+    name = host.removesuffix(".")
+    labels = name.split(".")
+    return (
+        "%" not in host
+        and len(name) <= _LONGEST_NAME
+        and all(0 < len(label) <= _LONGEST_LABEL for label in labels)
+    )
 
 
 def _invalid(field: str, message: str) -> InvalidParameters:

@@ -105,6 +105,7 @@ class _Drive:
         self._engine = engine
         self._run = run
         self._executed = run.executed
+        self._taken_up = run.state == "started"
 
     async def to_its_end(self) -> None:
         """Take every step that is left, or write down why it cannot be taken."""
@@ -151,10 +152,10 @@ class _Drive:
 
     async def _steps(self) -> None:
         if self._run.state == "granted":
-            await self._start(self._backend())
+            await self._start(await self._backend())
         produced = self._run.produced
         if self._run.state == "started":
-            backend = self._backend()
+            backend = await self._backend()
             with self._engine.previews.source(self._run, backend):
                 produced = await self._follow(backend)
         if produced is None:
@@ -215,6 +216,11 @@ class _Drive:
         try:
             while True:
                 try:
+                    if self._taken_up:
+                        # its slots may lead to a gateway that never comes back
+                        slots = engine.files.slots(run, self._left())
+                        await backend.renew(Order(run_id=run.id, call=run.call, slots=slots))
+                        self._taken_up = False
                     async with _closing(backend.follow(run.id, run.reference or "")) as events:
                         async for event in events:
                             patience.answered()
@@ -349,11 +355,15 @@ class _Drive:
         if tell_backend:
             engine.tell_backends()
 
-    def _backend(self) -> Backend:
-        name = self._run.backend or ""
-        backend = self._engine.backends.get(name)
-        if backend is None:
-            raise BackendLost(f"{name} is not configured any more")
+    async def _backend(self) -> Backend:
+        """Where it runs; one that no living gateway can reach is waited for like a silent one."""
+        engine, name = self._engine, self._run.backend or ""
+        patience = engine.patience(engine.settings.backend_lost_after_s)
+        while (backend := engine.backends.get(name)) is None:
+            if not await patience.pause():
+                raise BackendLost(f"{name} is not configured any more")
+            if await engine.rows.load(self._run.id, engine.owner) is None:
+                raise OwnershipLost(self._run.id)
         return backend
 
     def _left(self) -> timedelta:

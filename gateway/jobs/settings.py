@@ -30,6 +30,8 @@ class JobSettings:
     """Shortest time between two stored progress values of a run."""
     poll_s: float = 2
     """How often a waiter looks by itself, should a wake-up be lost."""
+    quiet_poll_s: float = 15
+    """The same while every commit is heard of: only a bug of ours could lose a wake-up then."""
     backend_watch_s: float = 0.5
     """How often placement looks whether a backend's capacity or readiness changed."""
     sweep_s: float = 5

@@ -169,7 +169,7 @@ class Sweep:
         if job is None:
             return
         if any(artifact.removed_at is None for artifact in job.artifacts):
-            await self._rows.let_files_go(job_id, self._clock.now())
+            await self._jobs.let_files_go(job_id, self._clock.now(), by="retention")
         await self._files.remove(job, await self._jobs.attempts(job_id))
 
     async def _each(

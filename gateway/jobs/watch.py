@@ -1,7 +1,7 @@
 """Telling a job's story while it happens: its log, and what passes in between."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import Any
 
 from gateway.backends.base import Progressed
@@ -22,7 +22,7 @@ class Story:
         *,
         rows: JobRows,
         listener: Listener,
-        poll_s: float,
+        poll_s: Callable[[], float],
         clock: Clock,
     ) -> None:
         self._job_id = job_id
@@ -62,7 +62,7 @@ class Story:
         except DatabaseUnavailable:
             if not self._begun:
                 raise
-            await asyncio.sleep(self._poll_s)
+            await asyncio.sleep(self._poll_s())
             self._listener.changed = True
             return ()
         self._begun = True
@@ -86,7 +86,7 @@ class Story:
         if job.status == "processing" and job.progress > self._fraction:
             self._listener.progress = Progressed(fraction=job.progress)
         else:
-            await self._listener.wait(self._poll_s)
+            await self._listener.wait(self._poll_s())
 
     def _passing(self) -> Iterator[JobEvent]:
         """What is told and not stored, as far as it is news: progress and preview."""

@@ -229,11 +229,12 @@ class Webhooks:
                 return None
             headers, body = self._signed(event, data)
             status, answered = await self._receivers.post(event.url, headers, body)
+            # in here too: a try that is not written down would be made again and again, for ever
+            return _answered(status, answered, self._clock.now())
         except DatabaseUnavailable:
             raise
         except Exception as error:  # noqa: BLE001  # foreign ones are logged and fail the try
             return _Answer(error=_said(error, event))
-        return _answered(status, answered, self._clock.now())
 
     def _signed(
         self, event: WebhookEvent, data: dict[str, JsonValue]
@@ -286,5 +287,6 @@ def _retry_after(text: str, now: datetime) -> float:
         return float(text)
     try:
         return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
+        # the last is what a year or an offset of too many digits ends in
         return 0

@@ -96,6 +96,15 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("artifacts", schema=None) as batch_op:
         batch_op.add_column(sa.Column("removed_at", sa.BigInteger(), nullable=True))
+    op.create_index(
+        "ix_runs_under_way",
+        "runs",
+        ["backend"],
+        unique=False,
+        sqlite_where=sa.text("state IN ('granted', 'started')"),
+        postgresql_where=sa.text("state IN ('granted', 'started')"),
+    )
+    op.add_column("replicas", sa.Column("backends", sa.JSON(), nullable=True))
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.add_column(
             sa.Column("priority", sa.Integer(), server_default=sa.text("0"), nullable=False)
@@ -127,6 +136,9 @@ def downgrade() -> None:
     with op.batch_alter_table("artifacts", schema=None) as batch_op:
         batch_op.drop_column("removed_at")
 
+    op.drop_index("ix_runs_under_way", table_name="runs")
+    with op.batch_alter_table("replicas", schema=None) as batch_op:
+        batch_op.drop_column("backends")
     op.drop_table("webhook_deliveries")
     with op.batch_alter_table("webhook_events", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_webhook_events_job_id"))

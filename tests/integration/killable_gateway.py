@@ -109,6 +109,10 @@ class FolderBackend:
         note.unlink()
         return order.run_id
 
+    async def renew(self, order: Order) -> None:
+        if not (self.folder / order.run_id).exists():
+            raise RunLost
+
     async def follow(self, run_id: str, reference: str) -> AsyncIterator[Progressed | Produced]:
         path = self.folder / reference
         if not path.exists():

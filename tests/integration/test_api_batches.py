@@ -147,6 +147,7 @@ async def test_what_only_the_installation_can_refuse_is_named_by_item_too(served
         ({"tool": "generate"}, "items"),
         ({"tool": "juggle", "items": [TINY]}, "tool"),
         ({"tool": "generate", "items": [TINY, 5]}, "items.1"),
+        ({"tool": "generate", "items": [1]}, "items.0"),
         ({"tool": "generate", "items": [TINY], "priority": 1000}, "priority"),
         ({"tool": "generate", "items": [TINY], "webhook_url": "ftp://x"}, "webhook_url"),
         ({"tool": "generate", "items": [TINY | {"priority": 1}]}, "items.0.priority"),
@@ -166,6 +167,16 @@ async def test_the_number_of_items_is_bounded_by_a_setting(tmp_path: Path) -> No
         answer = await submit(served, [TINY] * 4)
     assert answer.status_code == 422
     assert "at most 3" in answer.json()["detail"]
+
+
+async def test_more_items_than_jobs_may_wait_are_no_batch_to_send_again(tmp_path: Path) -> None:
+    async with gateway(tmp_path, ScriptedBackend(), max_queued_jobs_per_caller=3) as held:
+        answer = await submit(held, [TINY] * 4)
+        assert (await submit(held, [TINY] * 3)).status_code == 202
+    assert answer.status_code == 422
+    [error] = answer.json()["errors"]
+    assert error["field"] == "items"
+    assert "at most 3" in error["message"]
 
 
 async def test_a_thousand_items_are_taken_in_one_call(tmp_path: Path) -> None:

@@ -149,6 +149,19 @@ async def test_events_go_on_after_the_last_one_seen(served: Gateway) -> None:
     assert parsed(odd.text)[0]["event"] == "pending"
 
 
+@pytest.mark.parametrize("beyond", [str(2**31), "9" * 15, "9" * 100])
+async def test_a_stream_that_has_told_all_is_not_opened_again(served: Gateway, beyond: str) -> None:
+    path = f"/api/jobs/{await submit(served)}/events"
+    last = parsed((await served.http.get(path)).text)[-1]["id"]
+    async with (
+        serving(served.app) as url,
+        httpx.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}, trust_env=False) as http,
+    ):
+        for number in (last, beyond):
+            answer = await http.get(url + path, headers={"Last-Event-ID": number})
+            assert (answer.status_code, answer.content) == (204, b"")
+
+
 async def test_events_open_with_the_signed_address_of_the_job(served: Gateway) -> None:
     job = (await served.http.get(f"/api/jobs/{await submit(served)}")).json()
     signed = await served.stranger.get(job["events_url"])

@@ -88,6 +88,7 @@ async def test_a_call_by_mode_takes_the_same_options(held: Gateway) -> None:
         ("webhook_url", "https://user:secret@example.com/x"),
         ("webhook_url", "example.com"),
         ("webhook_url", "http://[::1"),
+        ("webhook_url", "http://xn--/"),
         ("webhook_url", "https://exa mple.com"),
     ],
 )

@@ -171,7 +171,8 @@ async def test_a_finished_run_is_removed_with_its_files(gpu: Gpu, slots: Slots) 
     assert folder.is_dir()
     assert (await gpu.http.delete(f"/runs/{run_id}")).status_code == 204
     assert not folder.exists()
-    assert (await gpu.http.get(f"/runs/{run_id}")).status_code == 404
+    # its id stays known: a start that comes late must not execute it again
+    assert (await gpu.http.get(f"/runs/{run_id}")).json()["state"] == "cancelled"
     assert (await gpu.http.delete(f"/runs/{run_id}")).status_code == 204
 
 

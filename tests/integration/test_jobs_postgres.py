@@ -16,14 +16,16 @@ from gateway.backends.base import Progressed, RunFailed
 from gateway.clock import SystemClock
 from gateway.db import Database, DatabaseUnavailable, Transaction
 from gateway.db.jobs import JobRows
+from gateway.db.owners import Full, OwnerRows
 from gateway.job import Job, JobQuery, NewJob
 from gateway.jobs.engine import Jobs
 from gpu_server.protocol import Failure
 from tests.support.postgres import Databases, NoPostgres, PostgresServer, own_server
-from tests.unit.jobs.world import PATIENT, World, finished, new_job, until
+from tests.unit.jobs.world import PATIENT, ScriptedBackend, World, finished, new_job, until
 
 CALM: dict[str, Any] = {
     "poll_s": 3600,
+    "quiet_poll_s": 3600,
     "sweep_s": 3600,
     "lease_s": 3600,
     "backend_watch_s": 3600,
@@ -69,6 +71,43 @@ async def test_a_cancel_on_another_gateway_stops_the_driver_and_the_backend(worl
     await until(lambda: driver.counts().in_flight == 0)
     await until(lambda: world.gpu.cancelled == [job.id])
     assert driver.counts().waiting == 0
+
+
+async def test_a_run_gets_no_place_that_its_owner_cannot_reach(world: World) -> None:
+    old, new = world.gpu, ScriptedBackend(storage=world.storage, name="new")
+    old.capacity = 0
+    knows_old = await replica(world)
+    world.backends = [old, new]
+    knows_both = await replica(world, sweep_s=0.2)
+    job, _ = await knows_old.submit(new_job())
+    others, _ = await knows_both.submit(new_job())
+    assert (await finished(knows_both, others.id)).status == "completed"
+    await asyncio.sleep(1)
+    assert new.started == [others.id]
+    old.capacity = 1
+    knows_old.look_again()
+    assert (await finished(knows_old, job.id)).status == "completed"
+    assert old.started == [job.id]
+
+
+async def test_a_run_under_way_is_left_to_a_gateway_that_reaches_its_backend(world: World) -> None:
+    old, new = world.gpu, ScriptedBackend(storage=world.storage, name="new")
+    new.hold = asyncio.Event()
+    short: dict[str, Any] = {"lease_s": 1.0, "sweep_s": 0.2}
+    knows_old = await replica(world, **short)
+    world.backends = [old, new]
+    old.capacity = 0
+    dies, lives = await replica(world, **short), await replica(world, **short)
+    job, _ = await dies.submit(new_job())
+    await until(lambda: new.followed == [job.id])
+    await world.crash(dies)
+    await until(lambda: new.followed == [job.id, job.id])
+    new.hold.set()
+    assert (await finished(knows_old, job.id)).status == "completed"
+    assert lives.counts().in_flight <= 1
+    assert [tuple(row) for row in world.rows("SELECT attempt, state FROM runs")] == [
+        (0, "delivered")
+    ]
 
 
 async def test_a_run_is_driven_by_its_owner_whichever_gateway_placed_it(world: World) -> None:
@@ -231,6 +270,35 @@ async def test_a_submit_whose_commit_was_not_answered_finds_its_own_job(
     assert len(world.rows("SELECT id FROM runs")) == 1
 
 
+async def test_a_gateway_whose_connections_are_all_taken_says_that_it_is_alive(
+    postgres_url: str,
+) -> None:
+    db = Database(postgres_url, connections=2)
+    taken, release = asyncio.Semaphore(0), asyncio.Event()
+
+    async def held(reading: Transaction) -> None:
+        await reading.rows(text("SELECT 1"))
+        taken.release()
+        await release.wait()
+
+    requests = [asyncio.create_task(db.read(held)) for _ in range(2)]
+    for _ in requests:
+        await taken.acquire()
+    rows, now, lease = OwnerRows(db, ()), SystemClock().now(), timedelta(seconds=60)
+    none_full = Full(callers=(), below_ordinary=())
+    # sooner than a pool gives up by itself
+    async with asyncio.timeout(PATIENT / 2):
+        await rows.enter("r", now, lease, alone=False)
+        assert (await rows.beat("r", now, lease)).silent_s is not None
+        await rows.take_over(
+            "r", now, lease=lease, room=1, full=none_full, room_of=lambda _caller, _priority: 1
+        )
+        assert await rows.open_runs("r") == []
+    release.set()
+    await asyncio.gather(*requests)
+    await db.close()
+
+
 @pytest.mark.parametrize(
     "obstacle",
     [
@@ -249,7 +317,7 @@ async def test_a_transaction_others_kept_from_going_through_is_begun_anew(
     async def work(writing: Transaction) -> int:
         nonlocal tries
         tries += 1
-        await writing.execute(text("INSERT INTO replicas VALUES ('r', 1)"))
+        await writing.execute(text("INSERT INTO replicas (id, seen) VALUES ('r', 1)"))
         if tries == 1:
             await writing.execute(text(obstacle))
         return tries

@@ -10,7 +10,7 @@ import pytest
 from pydantic import JsonValue
 
 from gateway.db.webhooks import WebhookEvent, WebhookQuery
-from gateway.jobs import receivers
+from gateway.jobs import receivers, webhooks
 from gateway.jobs.webhooks import SCHEDULE_S
 from gateway.security.signing import webhook_secret
 from tests.support.receiver import receiver
@@ -117,8 +117,10 @@ async def test_a_receiver_that_says_it_is_gone_is_not_asked_again(a_desk: MakeDe
         (lambda _: "1", SCHEDULE_S[0]),
         (lambda _: "soon", SCHEDULE_S[0]),
         (lambda _: "9" * 30, 86_400),
+        (lambda _: "Wed, 21 Oct 2099 07:28:00 +99999999999999999999", SCHEDULE_S[0]),
+        (lambda _: "Wed, 21 Oct 9999999999 07:28:00 GMT", SCHEDULE_S[0]),
     ],
-    ids=["seconds", "date", "sooner", "nonsense", "forever"],
+    ids=["seconds", "date", "sooner", "nonsense", "forever", "no offset", "no year"],
 )
 async def test_retry_after_is_honoured(
     a_desk: MakeDesk, status: int, retry_after: Callable[[datetime], str], seconds: int
@@ -195,6 +197,19 @@ async def test_a_bug_while_rendering_fails_the_try_and_not_the_loop(
         _, deliveries = await desk.get(first)
     assert deliveries[0].error == "could not be sent; the gateway's log says why"
     assert first.id in caplog.text
+
+
+async def test_a_bug_while_reading_the_answer_fails_the_try(
+    a_desk: MakeDesk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def buggy(*_: object) -> None:
+        raise KeyError("a bug of ours")
+
+    monkeypatch.setattr(webhooks, "_answered", buggy)
+    async with receiver() as there, a_desk() as desk:
+        tried = await desk.tried(await desk.event(there.url), 1)
+    assert tried.next_at - desk.clock.at == timedelta(seconds=SCHEDULE_S[0])
+    assert tried.id in caplog.text
 
 
 async def test_a_private_address_is_not_called_whatever_was_known_at_the_submit(

@@ -67,6 +67,11 @@ class SimulatedBackend:
         except Full:
             raise BackendFull from None
 
+    async def renew(self, order: Order) -> None:
+        self._world.trace(f"-> {self.name} renew {order.run_id[:8]}")
+        if not await self._call(order.run_id, lambda: self._service.renew(order)):
+            raise RunLost
+
     async def follow(self, run_id: str, reference: str) -> AsyncIterator[Progressed | Produced]:
         del reference
         last = -1.0

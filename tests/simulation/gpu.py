@@ -82,6 +82,13 @@ class GpuService:
         run.task = self.world.harness_task(self._carry_out(run), f"{self.name} {order.run_id[:8]}")
         return run.reference
 
+    def renew(self, order: Order) -> bool:
+        """Send what a known run has yet to deliver to this order's slots; False = not known."""
+        run = self.runs.get(order.run_id)
+        if run is not None:
+            run.order = order
+        return run is not None
+
     def get(self, run_id: str) -> ServiceRun | None:
         """The run; None when it is not known here."""
         return self.runs.get(run_id)

@@ -71,6 +71,9 @@ class ScriptedBackend:
         self.begun.set()
         return order.run_id
 
+    async def renew(self, order: Order) -> None:
+        self.orders = [order if o.run_id == order.run_id else o for o in self.orders]
+
     async def follow(self, run_id: str, reference: str) -> AsyncIterator[Progressed | Produced]:
         del reference
         order = next(o for o in self.orders if o.run_id == run_id)

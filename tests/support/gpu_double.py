@@ -67,6 +67,8 @@ class Double:
     """A GPU service that does what the test scripted."""
 
     puts: list[RunRequest] = field(default_factory=list[RunRequest])
+    if_match: list[str | None] = field(default_factory=list[str | None])
+    """The header of each PUT."""
     deletes: list[str] = field(default_factory=list[str])
     streams: int = 0
     put_answer: Callable[[RunRequest], Response] | None = None
@@ -100,6 +102,7 @@ class Double:
     async def put(self, run_id: str, request: Request) -> Response:
         wanted = RunRequest.model_validate_json(await request.body())
         self.puts.append(wanted)
+        self.if_match.append(request.headers.get("if-match"))
         if self.put_answer is not None:
             return self.put_answer(wanted)
         return JSONResponse(RunStatus(run_id=run_id, state="queued").model_dump(mode="json"), 201)

@@ -54,13 +54,40 @@ async def made() -> AsyncIterator[MakeReceivers]:
         "https://user:secret@example.com/",
         "not an address",
         "http://exa\x00mple.com/",
+        "http://xn--/",
+        "http://xn--a-ecp.ru/",
+        "http://[fe80::1%25eth0]/",
+        "http://a..b/",
+        "http://.../",
+        "http://.example.com/",
+        f"http://{'a' * 64}.example.com/",
+        f"http://{'a.' * 126}ab/",
     ],
 )
-async def test_what_is_no_plain_web_address_is_refused(made: MakeReceivers, url: str) -> None:
+@pytest.mark.parametrize("allow_private", [True, False])
+async def test_what_is_no_plain_web_address_is_refused(
+    made: MakeReceivers, url: str, *, allow_private: bool
+) -> None:
     with pytest.raises(InvalidParameters) as refused:
-        await made([PUBLIC]).check(url)
-    assert refused.value.errors[0].field == "webhook_url"
+        await made([PUBLIC], allow_private=allow_private).check(url)
+    error = refused.value.errors[0]
+    assert (error.field, error.code) == ("webhook_url", "webhook_url_refused")
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "example.com.",
+        "b\u00fccher.example",
+        "my_service",
+        "[2606:2800:21f::1]",
+        f"{'a' * 63}.example",
+        f"{'a.' * 126}a",
+    ],
+)
+async def test_every_name_that_can_be_looked_up_is_taken(made: MakeReceivers, host: str) -> None:
+    await made([PUBLIC]).check(f"https://{host}/")
 
 
 @pytest.mark.parametrize(

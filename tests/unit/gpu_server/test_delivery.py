@@ -1,5 +1,6 @@
 """A finished file is worth the GPU time it took: it is kept trying until the run's time is over."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 import httpx
@@ -8,7 +9,7 @@ import pytest
 from gpu_server import delivery
 from gpu_server.comfy import Finished, RunEvent, RunFailed
 from gpu_server.comfy.http import ComfyHttp
-from gpu_server.protocol import Failure
+from gpu_server.protocol import Failure, Slot
 from tests.support.asgi import serving
 from tests.support.gpu_bench import PNG, Comfy, MakeBench, produced, smooth
 from tests.support.slots import Slots
@@ -137,3 +138,20 @@ async def test_cancel_ends_the_trying_at_once(bench: MakeBench) -> None:
     assert status.state == "cancelled"
     # Nothing of it goes on behind the answer.
     assert await bench_.journalled(run) == "cancelled"
+
+
+async def test_a_new_address_is_tried_at_once(
+    bench: MakeBench, slots: Slots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # who sleeps out this pause does not end
+    monkeypatch.setattr(delivery, "_FIRST_DELAY_S", 3600)
+    bench_ = bench(smooth)
+    run = bench_.start(Slots(url=f"http://127.0.0.1:{free_port()}"))
+    await bench_.comfy.until_viewed(1)
+
+    await bench_.runs.renew(run, [Slot(**slot) for slot in slots.slots("b")])
+
+    async with asyncio.timeout(60):
+        assert (await run.wait()).state == "completed"
+    assert list(slots.taken) == ["/b/images/0"]
+    assert await bench_.journalled(run) == "delivered"

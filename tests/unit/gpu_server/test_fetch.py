@@ -95,6 +95,7 @@ async def refused(url: str, *allowed: str, **limits: Any) -> FetchError:
         "::ffff:127.0.0.1",
         "::ffff:169.254.169.254",
         "2002:7f00:1::",
+        "192.0.0.9",
         "192.88.99.1",
         "64:ff9b::a00:1",
         "64:ff9b::5db8:d70e",

@@ -10,6 +10,7 @@ import pytest
 from gateway.backends.base import Progressed
 from gateway.errors import Conflict, IdempotencyKeyReused, InvalidParameters
 from gateway.job import JobEvent, JobQuery, new_job_id
+from gateway.storage.base import StorageError
 from tests.unit.jobs.world import World, finished, log_of, new_job, unreachable, until
 
 
@@ -219,6 +220,28 @@ async def test_deleting_a_job_removes_what_its_failed_attempts_left(world: World
     assert len(world.storage.files) == 2
     await jobs.delete(job.id)
     assert world.storage.files == {}
+
+
+async def test_a_delete_that_breaks_off_leaves_a_job_that_says_its_files_are_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks_off(key: str) -> None:
+        raise StorageError(f"away: {key}")
+
+    jobs = await world.gateway()
+    job, _ = await jobs.submit(new_job())
+    await finished(jobs, job.id)
+    with monkeypatch.context() as patched:
+        patched.setattr(world.storage, "delete", breaks_off)
+        with pytest.raises(StorageError):
+            await jobs.delete(job.id)
+
+    [left] = (await finished(jobs, job.id)).artifacts
+    assert left.removed_at is not None
+    assert [event.type for event in await log_of(jobs, job.id)][-1] == "files_removed"
+    assert await jobs.delete(job.id) is True
+    assert world.storage.files == {}
+    assert world.rows("SELECT id FROM jobs") == []
 
 
 async def test_an_unfinished_job_is_not_deleted(world: World) -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gateway.errors import QueueFull
+from gateway.errors import InvalidParameters, QueueFull
 from gateway.jobs import limits
 from gateway.jobs.limits import QueueLimits
 
@@ -46,10 +46,28 @@ async def test_all_callers_together_are_bounded() -> None:
 
 
 async def test_a_batch_is_let_in_whole_or_not_at_all() -> None:
-    allowed = Queue().limits(per_caller=10)
+    allowed = Queue(alice=1).limits(per_caller=10)
     with pytest.raises(QueueFull):
+        await allowed.let_in("alice", 10)
+    await allowed.let_in("alice", 9)
+
+
+@pytest.mark.parametrize("limits_", [{"per_caller": 10, "total": 20}, {"total": 10}])
+async def test_a_batch_that_no_empty_queue_has_room_for_is_not_to_be_sent_again(
+    limits_: dict[str, int],
+) -> None:
+    allowed = Queue().limits(**limits_)
+    with pytest.raises(InvalidParameters, match="items: must have at most 10 items"):
         await allowed.let_in("alice", 11)
     await allowed.let_in("alice", 10)
+
+
+async def test_a_batch_is_told_to_wait_for_all_the_places_it_needs() -> None:
+    queue = Queue(alice=8)
+    queue.place_s = 2.5
+    with pytest.raises(QueueFull) as refused:
+        await queue.limits(per_caller=10).let_in("alice", 6)
+    assert refused.value.retry_after == 10
 
 
 async def test_no_limit_counts_nothing() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from sqlalchemy import event
 
 from gateway.db import Database, FolderInUse
 from tests.unit.jobs.world import World, finished, new_job, until
@@ -130,7 +131,7 @@ async def test_a_gateway_that_lost_its_run_writes_nothing_and_says_nothing(
     jobs = await world.gateway()
     job, _ = await jobs.submit(new_job())
     await until(lambda: world.gpu.followed == [job.id])
-    await world.write("INSERT INTO replicas VALUES ('other', 9223372036854775807)")
+    await world.write("INSERT INTO replicas (id, seen) VALUES ('other', 9223372036854775807)")
     await world.write("UPDATE runs SET owner = 'other', epoch = epoch + 1")
     caplog.clear()
     world.gpu.hold.set()
@@ -148,7 +149,7 @@ async def test_runs_of_a_replica_that_is_silent_for_a_lease_are_taken_over(world
     jobs = await world.gateway()
     job, _ = await jobs.submit(new_job())
     await until(lambda: world.gpu.followed == [job.id])
-    await world.write("INSERT INTO replicas VALUES ('other', 1)")
+    await world.write("INSERT INTO replicas (id, seen) VALUES ('other', 1)")
     await world.write("UPDATE runs SET owner = 'other', epoch = epoch + 1")
     world.gpu.hold.set()
     assert (await finished(jobs, job.id)).status == "completed"
@@ -182,6 +183,38 @@ async def test_a_batch_leaves_room_in_its_callers_window_for_ordinary_calls(worl
     for job in (call, *batch):
         assert (await finished(jobs, job.id)).status == "completed"
     assert world.gpu.started[0] == call.id
+
+
+async def test_a_backlog_of_callers_without_room_is_not_put_in_order(world: World) -> None:
+    world.gpu.capacity = 0
+    jobs = await world.gateway(window=4, lease_s=3600)
+    sorted_by: list[str] = []
+
+    def carried_out(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        if "row_number()" in statement and "replicas" in statement:
+            sorted_by.append(statement)
+
+    event.listen(jobs._db._apart.sync_engine, "before_cursor_execute", carried_out)
+    first, second, _ = [(await jobs.submit(new_job()))[0] for _ in range(3)]
+    await jobs._ownership.take_over()
+    assert sorted_by == []
+
+    await jobs.cancel(first.id)
+    owned = "SELECT id FROM runs WHERE owner IS NOT NULL AND state = 'waiting'"
+    await until(lambda: [row["id"] for row in world.rows(owned)] == [second.id])
+    assert len(sorted_by) == 1
+
+
+async def test_news_of_more_work_waits_until_a_window_is_worth_filling(world: World) -> None:
+    world.gpu.capacity = 0
+    jobs = await world.gateway(window=80, lease_s=3600)
+    ownership = jobs._ownership
+    mine = [(await jobs.submit(new_job()))[0] for _ in range(19)]
+    await until(lambda: not ownership._look.is_set())
+    ownership.look("alice")
+    assert not ownership._look.is_set()
+    ownership.ended(mine[0].id)
+    assert ownership._look.is_set()
 
 
 async def test_a_run_with_a_place_and_no_driver_is_found(world: World) -> None:

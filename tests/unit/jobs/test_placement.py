@@ -120,3 +120,23 @@ async def test_a_run_goes_where_its_models_were_loaded_last(world: World) -> Non
         )
         await finished(jobs, job.id)
     assert len(other.started) == 4
+
+
+async def test_wakes_that_come_all_the_time_do_not_keep_placement_from_looking(
+    world: World,
+) -> None:
+    jobs = await world.gateway(sweep_s=0.2)
+    world.gpu.capacity = 1
+    world.gpu.hold = asyncio.Event()
+    first, _ = await jobs.submit(new_job())
+    second, _ = await jobs.submit(new_job())
+    await until(lambda: jobs._placement._full)
+    # as when the commit that made room went through and its answer was lost
+    await world.write(
+        f"UPDATE runs SET state = 'delivered', backend = NULL WHERE job_id = '{first.id}'"
+    )
+    while second.id not in world.gpu.started:
+        jobs._placement.wake(queued=True)
+        await asyncio.sleep(0.02)
+    world.gpu.hold.set()
+    assert (await finished(jobs, second.id)).status == "completed"

@@ -342,7 +342,7 @@ async def test_a_run_on_a_backend_that_is_gone_from_the_configuration_moves(worl
     other = ScriptedBackend(storage=world.storage, name="other")
     world.backends[:] = [other]
 
-    second = await world.gateway()
+    second = await world.gateway(backend_lost_after_s=0.2)
 
     assert (await finished(second, job.id)).status == "completed"
     assert other.started == [run_id(job.id, 0, 1)]

@@ -104,11 +104,13 @@ class ScriptedBackend:
     engine: str | None = "simulator"
     installed: dict[str, frozenset[str]] | None = None
     starts: list[Step] = field(default_factory=list[Step])
+    renews: list[Step] = field(default_factory=list[Step])
     follows: list[Step] = field(default_factory=list[Step])
     cancels: list[Step] = field(default_factory=list[Step])
     forgets: list[Step] = field(default_factory=list[Step])
     orders: dict[str, Order] = field(default_factory=dict[str, Order])
     started: list[str] = field(default_factory=list[str])
+    renewed: list[str] = field(default_factory=list[str])
     followed: list[str] = field(default_factory=list[str])
     cancelled: list[str] = field(default_factory=list[str])
     forgotten: list[str] = field(default_factory=list[str])
@@ -128,6 +130,11 @@ class ScriptedBackend:
         await _play_one(self.starts)
         self.orders[order.run_id] = order
         return f"at {self.name}: {order.run_id}"
+
+    async def renew(self, order: Order) -> None:
+        self.renewed.append(order.run_id)
+        await _play_one(self.renews)
+        self.orders[order.run_id] = order
 
     async def follow(self, run_id: str, reference: str) -> AsyncIterator[Progressed | Produced]:
         assert reference == f"at {self.name}: {run_id}"
