@@ -1,5 +1,6 @@
 """A cancel holds: after a restart of the GPU service, and against a request that comes late."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ async def test_a_cancel_holds_although_the_process_ends_before_comfyui_has_stopp
         assert (again.status_code, again.json()["state"]) == (200, "cancelled")
         async with httpx.AsyncClient(base_url=stack.comfyui, trust_env=False) as comfyui:
             while (history := (await comfyui.get(f"/history/{run_id}")).json()) == {}:
-                pass
+                await asyncio.sleep(0.05)
         assert history[run_id]["status"]["status_str"] == "error"
         assert slots.puts == 0
 
