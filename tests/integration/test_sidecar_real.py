@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from gateway.api.files import files_router
-from gateway.backends.base import Order, Progressed, RunCancelled, RunFailed, RunLost
+from gateway.backends.base import Order, Progressed, RunCancelled, RunFailed
 from gateway.backends.sidecar import Sidecar
 from gateway.job import Artifact, Call, Produced
 from gateway.security.api_keys import RequireKey
@@ -111,7 +111,7 @@ async def test_a_real_run_ends_with_its_file_in_storage(site: Site) -> None:
     assert (told.bytes, told.sha256, told.media_type) == (stored.bytes, stored.sha256, "image/png")
     assert (told.width, told.height) == (64, 64)
     await site.backend.forget(wanted.run_id, reference)
-    with pytest.raises(RunLost):
+    with pytest.raises(RunCancelled):
         await anext(site.backend.follow(wanted.run_id, reference))
 
 
