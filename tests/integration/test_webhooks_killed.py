@@ -13,6 +13,7 @@ from gateway.job import Call, NewJob, new_job_id
 from tests.integration import killable_webhooks
 from tests.integration.killable_webhooks import SECRET
 from tests.support.receiver import PATIENCE_S, receiver
+from tests.support.stack import ROOT
 
 CALLER = "somebody"
 EVENTS = 3
@@ -21,8 +22,8 @@ EVENTS = 3
 @asynccontextmanager
 async def process(url: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """A deliverer, killed at the end if not before."""
-    script = killable_webhooks.__file__
-    started = await asyncio.create_subprocess_exec(sys.executable, script, url)
+    command = [sys.executable, "-m", killable_webhooks.__name__, url]
+    started = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
     try:
         yield started
     finally:
