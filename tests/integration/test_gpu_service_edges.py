@@ -60,7 +60,7 @@ async def test_health_tells_a_stranger_little_and_the_gateway_all(gpu: Gpu) -> N
     full = await gpu.http.get("/health")
     assert full.status_code == 200
     assert full.json()["status"] == "healthy"
-    assert full.json()["protocol"] == ["v1"]
+    assert full.json()["protocol"] == ["v1", "previews"]
     assert full.json()["engine"] == "simulator"
     assert full.json()["capacity"] == 2
     public = await gpu.http.get("/health", headers={"authorization": ""})
@@ -317,7 +317,7 @@ async def test_a_run_that_is_over_is_over_for_the_next_process_too(
         assert (await gpu.http.delete(f"/runs/{run_id}")).status_code == 204
         own_stack.kill("gpu_server")
         own_stack.start("gpu_server")
-        assert (await gpu.http.get(f"/runs/{run_id}")).status_code == 404
+        assert (await gpu.http.get(f"/runs/{run_id}")).json()["state"] == "cancelled"
 
 
 async def told_as_before(gpu: Gpu, run_id: str, request: Json, status: Json) -> None:

@@ -197,14 +197,6 @@ def ignored_lease() -> Generator[None]:
         yield
 
 
-@_bug
-def reused_id() -> Generator[None]:
-    """A run whose start may still come is put back, and may be granted elsewhere."""
-    drive = vars(runner)["_Drive"]
-    with _replaced(drive, "_started_anew", vars(drive)["_put_back"]):
-        yield
-
-
 _SEEN: ContextVar[Any] = ContextVar("seen")
 
 

@@ -51,6 +51,8 @@ class Fleet:
             (kind, n): free_port() for kind, count in kinds.items() for n in range(count)
         }
         self.processes: dict[Name, subprocess.Popen[bytes]] = {}
+        # a server for other tests may run in this process as well
+        self._others = _descendants()
         self.lives: dict[Name, list[Life]] = {name: [] for name in self.ports}
         self.paused: dict[Name, list[tuple[float, float]]] = {name: [] for name in self.ports}
         self.unexpected: list[str] = []
@@ -163,7 +165,7 @@ class Fleet:
                     self.unexpected.append(f"{name} did not stop when told to")
                     self.processes[name].kill()
                     self.processes[name].wait()
-        return [child.pid for child in psutil.Process().children(recursive=True)]
+        return sorted(_descendants() - self._others)
 
     def _popen(self, name: Name, log: IO[bytes]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -223,3 +225,13 @@ class Fleet:
         with suppress(httpx.TransportError):
             return httpx.get(self.url(*name) + path, timeout=5, trust_env=False).is_success
         return False
+
+
+def _descendants() -> set[int]:
+    """Those of ours that are no database: a database starts workers of its own at any time."""
+    found = set[int]()
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if not child.name().startswith("postgres"):
+                found.add(child.pid)
+    return found
