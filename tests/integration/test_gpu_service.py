@@ -142,7 +142,7 @@ async def test_more_runs_than_comfyui_shall_hold_are_429(gpu: Gpu, slots: Slots)
 async def test_cancel_stops_within_a_step(gpu: Gpu, slots: Slots) -> None:
     gpu.sim(step_ms=SLOW_MS)
     run_id = await gpu.start(gpu.request(slots.slots("a"), **SLOW))
-    assert (await gpu.until(run_id, "progress"))["progress"]["fraction"] < 0.5
+    assert await gpu.stepping(run_id) < 0.5
     answer = await gpu.http.delete(f"/runs/{run_id}")
     assert answer.status_code == 200
     status = await gpu.end(run_id)

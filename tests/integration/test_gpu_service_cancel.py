@@ -40,7 +40,7 @@ async def test_a_cancel_holds_although_the_process_ends_before_comfyui_has_stopp
         gpu.sim(slow_nodes={"VAEDecode": 12_000})
         request = gpu.request(slots.slots("a"))
         run_id = await gpu.start(request)
-        await gpu.until(run_id, "progress")
+        await gpu.stepping(run_id)
         assert (await gpu.http.delete(f"/runs/{run_id}")).status_code == 200
         if how == "kill":
             stack.kill("gpu_server")

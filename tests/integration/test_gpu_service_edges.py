@@ -252,7 +252,7 @@ async def test_killed_in_the_middle_the_next_process_finishes_the_run_by_itself(
         gpu.sim(step_ms=100)
         request = gpu.request(slots.slots("a"), num_inference_steps=60)
         run_id = await gpu.start(request)
-        await gpu.until(run_id, "progress")
+        await gpu.stepping(run_id)
         own_stack.kill("gpu_server")
         own_stack.start("gpu_server")
         again = await gpu.put(run_id, request)
@@ -273,12 +273,12 @@ async def test_killed_while_comfyui_finishes_the_output_is_delivered_after_the_r
         await gpu.connected()
         gpu.sim(step_ms=100)
         run_id = await gpu.start(gpu.request(slots.slots("a"), num_inference_steps=10))
-        await gpu.until(run_id, "progress")
+        await gpu.stepping(run_id)
         own_stack.kill("gpu_server")
         gpu.sim(step_ms=1)
         async with httpx.AsyncClient(base_url=own_stack.comfyui, trust_env=False) as comfyui:
-            while (await comfyui.get(f"/history/{run_id}")).json() == {}:
-                pass
+            while (await comfyui.get(f"/history/{run_id}")).json() == {}:  # noqa: ASYNC110  # a server's state
+                await asyncio.sleep(0.05)
         own_stack.start("gpu_server")
         assert (await gpu.end(run_id))["state"] == "completed"
         assert gpu.sim()["executions"] == 1
@@ -335,7 +335,7 @@ async def test_a_clean_stop_leaves_the_run_to_comfyui_and_the_next_process(
         await gpu.connected()
         gpu.sim(step_ms=100)
         run_id = await gpu.start(gpu.request(slots.slots("a"), num_inference_steps=60))
-        await gpu.until(run_id, "progress")
+        await gpu.stepping(run_id)
         process = own_stack.processes.pop("gpu_server")
         process.terminate()
         assert process.wait(30) in {0, -15}

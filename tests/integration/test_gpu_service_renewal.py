@@ -65,7 +65,7 @@ async def test_a_delivery_to_a_dead_address_goes_on_to_the_new_one(gpu: Gpu, slo
 async def test_the_new_address_outlives_the_service(gpu: Gpu, slots: Slots) -> None:
     gpu.sim(step_ms=100)
     run_id = await gpu.start(gpu.request(nowhere(), num_inference_steps=60))
-    await gpu.until(run_id, "progress")
+    await gpu.stepping(run_id)
     fresh = gpu.request(slots.slots("b"), num_inference_steps=60)
     assert await renewed(gpu, run_id, fresh) == 200
 

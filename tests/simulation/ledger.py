@@ -206,7 +206,8 @@ class Ledger(Observer):
     def _check_lease(self, name: str, before: str | None, after: str | None) -> None:
         if before is None or after is None or before not in self.beats:
             return
-        silent = self._world.loop.time() - self.beats[before]
+        # to the microsecond, in which the database keeps its times
+        silent = round(self._world.loop.time() - self.beats[before], 6)
         if silent < self._world.plan.settings["lease_s"] and self._world.clocks_agree:
             self._breach(f"{name} was taken from a gateway seen {silent:.2f} s ago")
 

@@ -99,6 +99,15 @@ class Gpu:
                     return event
         raise AssertionError(f"the run ended without {kind}")
 
+    async def stepping(self, run_id: str) -> float:
+        """Return once ComfyUI is known to execute the run: the fraction done."""
+        async with asyncio.timeout(PATIENCE_S):
+            async for event in self.events(run_id):
+                # the first event of a run says 0, before ComfyUI has the prompt
+                if event["type"] == "progress" and event["progress"]["fraction"] > 0:
+                    return event["progress"]["fraction"]
+        raise AssertionError("the run ended without progress")
+
     async def connected(self) -> None:
         """Return once the service is connected to ComfyUI."""
         deadline = time.monotonic() + PATIENCE_S
