@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Path, Query, Response
+from fastapi import APIRouter, Body, Path, Response
 from fastapi.responses import StreamingResponse
 
 from gateway.api.access import CALLER
@@ -21,37 +21,22 @@ from gateway.api.batch_views import (
 )
 from gateway.api.context import Context
 from gateway.api.lookup import canonical, unless_stopped, wait_of
+from gateway.api.paging import LONGEST_PAGE, PAGE, Cursor, Limit
 from gateway.api.prefer import IdempotencyKey
-from gateway.api.problems import documented
+from gateway.api.problems import SUBMIT_ERRORS, documented
 from gateway.api.views import Views, as_json
 from gateway.errors import (
     Conflict,
-    DeadlineUnreachable,
-    IdempotencyKeyReused,
     InvalidParameters,
-    ModelNotInstalled,
     NotFound,
-    NotReady,
-    PayloadTooLarge,
-    QueueFull,
-    StorageFull,
     Unauthorized,
-    UnknownVariant,
-    UnsupportedMediaType,
 )
 from gateway.job import Job
 from gateway.jobs.batches import Batch, BatchCounts
 
-PAGE = 20
-LONGEST_PAGE = 100
-
 BatchId = Annotated[
     str, Path(description="The batch's id, a UUID.", json_schema_extra={"maxLength": 100})
 ]
-Cursor = Annotated[
-    str | None, Query(max_length=200, description="`next_cursor` of the page before.")
-]
-Limit = Annotated[int, Query(ge=1, le=LONGEST_PAGE, description="Most items on the page.")]
 
 
 def batches_router(context: Context, views: Views) -> APIRouter:
@@ -73,19 +58,7 @@ def _add_submit(router: APIRouter, context: Context, views: Views) -> None:
         response_model=None,
         responses={
             202: {"model": BatchTaken, "description": "Taken; `Location` is its status route."},
-            **documented(
-                Unauthorized,
-                PayloadTooLarge,
-                UnsupportedMediaType,
-                InvalidParameters,
-                UnknownVariant,
-                ModelNotInstalled,
-                IdempotencyKeyReused,
-                QueueFull,
-                DeadlineUnreachable,
-                NotReady,
-                StorageFull,
-            ),
+            **documented(*SUBMIT_ERRORS),
         },
     )
     async def submit_batch(

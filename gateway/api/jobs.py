@@ -14,15 +14,13 @@ from pydantic_core import PydanticCustomError
 from gateway.api.access import CALLER
 from gateway.api.context import Context
 from gateway.api.lookup import JobId, canonical, job_of, until_stopped, wait_of, waited
+from gateway.api.paging import PAGE, Cursor, Limit
 from gateway.api.problems import documented
 from gateway.api.views import JobList, JobView, Views, as_json
 from gateway.errors import Conflict, InvalidParameters, NotFound, Unauthorized
 from gateway.job import JOB_TERMINAL, Job, JobEvent, JobQuery, JobStatus
 from gateway.jobs.eta import Etas
 from gateway.tool import ToolResult
-
-PAGE = 20
-LONGEST_PAGE = 100
 
 _LAST_NUMBER = 2**31 - 1
 """The highest an event can have: its column has 32 bits."""
@@ -65,12 +63,8 @@ def _add_list(router: APIRouter, context: Context, views: Views) -> None:
             Annotated[AwareDatetime, BeforeValidator(_stated_in_full)] | None,
             Query(description="Only jobs created at or after this RFC 3339 time."),
         ] = None,
-        cursor: Annotated[
-            str | None, Query(max_length=200, description="`next_cursor` of the page before.")
-        ] = None,
-        limit: Annotated[
-            int, Query(ge=1, le=LONGEST_PAGE, description="Most jobs on the page.")
-        ] = PAGE,
+        cursor: Cursor = None,
+        limit: Limit = PAGE,
     ) -> Response:
         """Your jobs; filters may be combined."""
         query = _query(tool, status, since, cursor, limit)

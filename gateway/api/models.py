@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Path, Query, Response
+from fastapi import APIRouter, Body, Path, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from gateway.api.context import Context
+from gateway.api.paging import PAGE, Cursor, Limit
 from gateway.api.problems import documented
 from gateway.api.views import as_json
 from gateway.catalogue import Catalogue
@@ -24,8 +25,6 @@ from gateway.job import TrainedModel
 from gateway.media import Label, ModelFileName, VariantName
 from gateway.tools import GENERATE
 
-PAGE = 20
-LONGEST_PAGE = 100
 MAX_ID = 2**31 - 1
 
 
@@ -123,12 +122,8 @@ def _add_reads(router: APIRouter, context: Context) -> None:
         },
     )
     async def list_models(
-        cursor: Annotated[
-            str | None, Query(max_length=200, description="`next_cursor` of the page before.")
-        ] = None,
-        limit: Annotated[
-            int, Query(ge=1, le=LONGEST_PAGE, description="Most models on the page.")
-        ] = PAGE,
+        cursor: Cursor = None,
+        limit: Limit = PAGE,
     ) -> Response:
         """Every model `model_id` may name."""
         items, following = await context.models.list(_position(cursor), limit)

@@ -12,21 +12,13 @@ from gateway.api.boundary import MAX_BODY
 from gateway.api.context import Context
 from gateway.api.lookup import job_of, waited
 from gateway.api.prefer import IdempotencyKey, PreferHeader, preference
-from gateway.api.problems import documented, from_pydantic
+from gateway.api.problems import SUBMIT_ERRORS, documented, from_pydantic
 from gateway.api.views import as_json
 from gateway.errors import (
-    DeadlineUnreachable,
     FieldError,
-    IdempotencyKeyReused,
     InvalidParameters,
-    ModelNotInstalled,
     NotFound,
-    NotReady,
-    PayloadTooLarge,
-    QueueFull,
-    StorageFull,
     Unauthorized,
-    UnsupportedMediaType,
 )
 from gateway.job import Artifact, Job
 from gateway.media import MAX_PROMPT, Prompt, Style
@@ -43,19 +35,6 @@ _BASE64_PER_BYTE = 4 / 3
 
 Picture = Annotated[str, Field(max_length=140_000_000)]
 """Base64 of the largest picture the settings can allow, 100 MB."""
-
-_SUBMIT_ERRORS = (
-    Unauthorized,
-    PayloadTooLarge,
-    UnsupportedMediaType,
-    InvalidParameters,
-    ModelNotInstalled,
-    IdempotencyKeyReused,
-    NotReady,
-    QueueFull,
-    DeadlineUnreachable,
-    StorageFull,
-)
 
 _BY_NAME = {mode.name: mode for mode in MODES}
 _FIXED = {"prompt", "style", "face_images", "target_image", *JobOptions.model_fields}
@@ -142,7 +121,7 @@ def _add_generate(router: APIRouter, context: Context) -> None:
         response_model=None,
         responses={
             200: {"model": GenerateTask, "description": "Taken, or done within `Prefer: wait`."},
-            **documented(*_SUBMIT_ERRORS),
+            **documented(*SUBMIT_ERRORS),
         },
     )
     async def generate_by_mode(

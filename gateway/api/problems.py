@@ -13,14 +13,22 @@ from starlette.routing import Match, Mount
 
 from gateway.db import DatabaseUnavailable
 from gateway.errors import (
+    DeadlineUnreachable,
     FieldError,
     GatewayError,
+    IdempotencyKeyReused,
     InternalError,
     InvalidParameters,
     MethodNotAllowed,
+    ModelNotInstalled,
     NotFound,
+    NotReady,
     PayloadTooLarge,
+    QueueFull,
+    StorageFull,
+    Unauthorized,
     Unavailable,
+    UnknownVariant,
     UnsupportedMediaType,
     UsageError,
 )
@@ -31,6 +39,21 @@ MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20
 MAX_TEXT = 300
 MAX_FIELD = 100
+
+SUBMIT_ERRORS = (
+    Unauthorized,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+    InvalidParameters,
+    UnknownVariant,
+    ModelNotInstalled,
+    IdempotencyKeyReused,
+    NotReady,
+    QueueFull,
+    DeadlineUnreachable,
+    StorageFull,
+)
+"""What a call that makes jobs may answer, whichever route it comes by."""
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 

@@ -10,41 +10,18 @@ from gateway.api.access import CALLER
 from gateway.api.context import Context
 from gateway.api.lookup import JobId, job_of, wait_of, waited
 from gateway.api.prefer import IdempotencyKey, PreferHeader, preference
-from gateway.api.problems import documented
+from gateway.api.problems import SUBMIT_ERRORS, documented
 from gateway.api.views import Submitted, Views, as_json, failure, job_view_of
 from gateway.errors import (
-    DeadlineUnreachable,
-    IdempotencyKeyReused,
     InvalidParameters,
     JobCancelled,
     JobFailed,
-    ModelNotInstalled,
     NotFound,
-    NotReady,
-    PayloadTooLarge,
-    QueueFull,
-    StorageFull,
     Unauthorized,
-    UnknownVariant,
-    UnsupportedMediaType,
 )
 from gateway.job import Job
 from gateway.submission import Origin
 from gateway.tool import AnyTool, ToolParams, body_of, options_in
-
-_SUBMIT_ERRORS = (
-    Unauthorized,
-    PayloadTooLarge,
-    UnsupportedMediaType,
-    InvalidParameters,
-    UnknownVariant,
-    ModelNotInstalled,
-    IdempotencyKeyReused,
-    NotReady,
-    QueueFull,
-    DeadlineUnreachable,
-    StorageFull,
-)
 
 
 class _ParamsBody:
@@ -109,7 +86,7 @@ def _add_run(router: APIRouter, tool: AnyTool, context: Context, views: Views) -
                 "model": job_view_of(tool),
                 "description": "Not done yet: the job; `Location` is its status route.",
             },
-            **documented(*_SUBMIT_ERRORS, JobCancelled, JobFailed),
+            **documented(*SUBMIT_ERRORS, JobCancelled, JobFailed),
             504: {**documented(JobFailed)[502], "description": "`deadline_exceeded`"},
         },
     )
@@ -138,7 +115,7 @@ def _add_run_async(router: APIRouter, tool: AnyTool, context: Context) -> None:
         response_model=None,
         responses={
             202: {"model": Submitted, "description": "Taken; `Location` is its status route."},
-            **documented(*_SUBMIT_ERRORS),
+            **documented(*SUBMIT_ERRORS),
         },
     )
 

@@ -9,15 +9,13 @@ from pydantic import AwareDatetime, BaseModel, Field, JsonValue
 from gateway.api.access import CALLER
 from gateway.api.batch_views import batch_view
 from gateway.api.context import Context
+from gateway.api.paging import PAGE, Cursor, Limit
 from gateway.api.problems import documented
 from gateway.api.views import Views, as_json
 from gateway.db.webhooks import Delivery, WebhookEvent, WebhookQuery, WebhookStatus
 from gateway.errors import InvalidParameters, NotFound, Unauthorized
 from gateway.jobs.engine import Jobs
 from gateway.jobs.webhooks import Render
-
-PAGE = 20
-LONGEST_PAGE = 100
 
 WebhookType = Literal["job.completed", "job.failed", "job.cancelled", "batch.completed"]
 
@@ -113,12 +111,8 @@ def _add_list(router: APIRouter, context: Context) -> None:
         ] = None,
         job_id: Annotated[uuid.UUID | None, _subject("job")] = None,
         batch_id: Annotated[uuid.UUID | None, _subject("batch")] = None,
-        cursor: Annotated[
-            str | None, Query(max_length=200, description="`next_cursor` of the page before.")
-        ] = None,
-        limit: Annotated[
-            int, Query(ge=1, le=LONGEST_PAGE, description="Most events on the page.")
-        ] = PAGE,
+        cursor: Cursor = None,
+        limit: Limit = PAGE,
     ) -> Response:
         """Your events; filters may be combined."""
         query = WebhookQuery(

@@ -22,12 +22,8 @@ SLOW_MS = 300
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    stack = gpu_stack(tmp_path_factory.mktemp("gpu"))
-    try:
-        stack.start("simulator", "gpu_server")
+    with gpu_stack(tmp_path_factory.mktemp("gpu"), "simulator", "gpu_server") as stack:
         yield stack
-    finally:
-        stack.stop()
 
 
 @pytest.fixture
@@ -37,12 +33,6 @@ async def gpu(stack: Stack) -> AsyncIterator[Gpu]:
         gpu.sim(step_ms=1, hide=[], output_bytes=0)
         yield gpu
         await gpu.tidy()
-
-
-@pytest.fixture
-async def slots() -> AsyncIterator[Slots]:
-    async with receiving() as slots:
-        yield slots
 
 
 BASE: Json = {"prompt": "x", "checkpoint": "tiny-sd15.ckpt", "num_inference_steps": 1}

@@ -2,31 +2,22 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.support.gpu import Gpu, gpu_stack
-from tests.support.slots import Slots, receiving
+from tests.support.slots import Slots
 from tests.support.stack import Stack
 
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
     """Not started; to be harmed."""
-    stack = gpu_stack(tmp_path, SIM_STEP_MS="1")
-    try:
+    with gpu_stack(tmp_path, SIM_STEP_MS="1") as stack:
         yield stack
-    finally:
-        stack.stop()
-
-
-@pytest.fixture
-async def slots() -> AsyncIterator[Slots]:
-    async with receiving() as slots:
-        yield slots
 
 
 @pytest.mark.parametrize("how", ["kill", "stop"])

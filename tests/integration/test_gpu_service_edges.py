@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.support.gpu import TOKEN, Gpu, Json, blended, gpu_stack
-from tests.support.slots import Slots, receiving
+from tests.support.slots import Slots
 from tests.support.stack import Stack, free_port
 
 SMALL: Json = {
@@ -25,22 +25,17 @@ SMALL: Json = {
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    stack = gpu_stack(tmp_path_factory.mktemp("gpu"), SIM_STEP_MS="1")
-    try:
-        stack.start("simulator", "gpu_server")
+    with gpu_stack(
+        tmp_path_factory.mktemp("gpu"), "simulator", "gpu_server", SIM_STEP_MS="1"
+    ) as stack:
         yield stack
-    finally:
-        stack.stop()
 
 
 @pytest.fixture
 def own_stack(tmp_path: Path) -> Iterator[Stack]:
     """Not started; to be harmed."""
-    stack = gpu_stack(tmp_path, SIM_STEP_MS="1")
-    try:
+    with gpu_stack(tmp_path, SIM_STEP_MS="1") as stack:
         yield stack
-    finally:
-        stack.stop()
 
 
 @pytest.fixture
@@ -48,12 +43,6 @@ async def gpu(stack: Stack) -> AsyncIterator[Gpu]:
     async with Gpu(stack) as gpu:
         await gpu.connected()
         yield gpu
-
-
-@pytest.fixture
-async def slots() -> AsyncIterator[Slots]:
-    async with receiving() as slots:
-        yield slots
 
 
 async def test_health_tells_a_stranger_little_and_the_gateway_all(gpu: Gpu) -> None:

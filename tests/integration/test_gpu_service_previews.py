@@ -2,30 +2,22 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.gpu import Gpu, Json, gpu_stack
-from tests.support.slots import Slots, receiving
+from tests.support.slots import Slots
 from tests.support.stack import Stack
 
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
-    stack = gpu_stack(tmp_path, SIM_STEP_MS="100", SIM_PREVIEWS="true")
-    try:
-        stack.start("simulator", "gpu_server")
+    with gpu_stack(
+        tmp_path, "simulator", "gpu_server", SIM_STEP_MS="100", SIM_PREVIEWS="true"
+    ) as stack:
         yield stack
-    finally:
-        stack.stop()
-
-
-@pytest.fixture
-async def slots() -> AsyncIterator[Slots]:
-    async with receiving() as slots:
-        yield slots
 
 
 async def test_a_follower_who_asks_gets_previews_and_another_gets_none(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.gpu import PATIENCE_S, Gpu, Json, gpu_stack
-from tests.support.slots import Slots, receiving
+from tests.support.slots import Slots
 from tests.support.stack import Stack, free_port
 
 NEVER_BEGUN = {"if-match": "*"}
@@ -16,12 +16,8 @@ NEVER_BEGUN = {"if-match": "*"}
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
-    stack = gpu_stack(tmp_path, SIM_STEP_MS="1")
-    try:
-        stack.start("simulator", "gpu_server")
+    with gpu_stack(tmp_path, "simulator", "gpu_server", SIM_STEP_MS="1") as stack:
         yield stack
-    finally:
-        stack.stop()
 
 
 @pytest.fixture
@@ -29,12 +25,6 @@ async def gpu(stack: Stack) -> AsyncIterator[Gpu]:
     async with Gpu(stack) as gpu:
         await gpu.connected()
         yield gpu
-
-
-@pytest.fixture
-async def slots() -> AsyncIterator[Slots]:
-    async with receiving() as slots:
-        yield slots
 
 
 def nowhere() -> list[Json]:

@@ -9,13 +9,12 @@ from datetime import UTC, datetime
 from gateway.db import Database
 from gateway.db.jobs import JobRows
 from gateway.db.webhooks import WebhookEvent, WebhookQuery, WebhookRows
-from gateway.job import Call, NewJob, new_job_id
 from tests.integration import killable_webhooks
 from tests.integration.killable_webhooks import SECRET
 from tests.support.receiver import PATIENCE_S, receiver
 from tests.support.stack import ROOT
+from tests.support.webhooks import CALLER, cancelled_job
 
-CALLER = "somebody"
 EVENTS = 3
 
 
@@ -33,21 +32,8 @@ async def process(url: str) -> AsyncIterator[asyncio.subprocess.Process]:
 
 
 async def written(db: Database, url: str) -> None:
-    call = Call(workflow="w", digest="d", params={}, outputs=(), prefix="p")
-    now = datetime.now(UTC)
     for _ in range(EVENTS):
-        job = NewJob(
-            id=new_job_id(),
-            tool="generate",
-            variant="v",
-            caller=CALLER,
-            params={},
-            call=call,
-            deadline_s=60,
-            webhook_url=url,
-        )
-        await JobRows(db).insert(job, owner=None, now=now)
-        await JobRows(db).cancel(job.id, now)
+        await cancelled_job(JobRows(db), url, datetime.now(UTC))
 
 
 async def events(db: Database) -> tuple[WebhookEvent, ...]:

@@ -4,7 +4,8 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,15 +20,22 @@ PATIENCE_S = 50
 Json = dict[str, Any]
 
 
-def gpu_stack(workspace: Path, **env: str) -> Stack:
-    """Simulator and GPU service, not yet started."""
-    return Stack(
+@contextmanager
+def gpu_stack(workspace: Path, *started: str, **env: str) -> Iterator[Stack]:
+    """Simulator and GPU service, of which those named are started; stopped at the end."""
+    stack = Stack(
         workspace,
         COMFYUI_PATH=str(workspace / "simulator"),
         MODELS_PATH=str(workspace / "models"),
         LOG_LEVEL="DEBUG",
         **env,
     )
+    try:
+        if started:
+            stack.start(*started)
+        yield stack
+    finally:
+        stack.stop()
 
 
 class Gpu:

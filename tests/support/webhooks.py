@@ -39,6 +39,23 @@ class Steady(random.Random):
         return 0
 
 
+async def cancelled_job(rows: JobRows, url: str, now: datetime) -> str:
+    """Write a job that wants a webhook, and its end: an event in the outbox."""
+    job = NewJob(
+        id=new_job_id(),
+        tool="generate",
+        variant="v",
+        caller=CALLER,
+        params={},
+        call=Call(workflow="w", digest="d", params={}, outputs=(), prefix="p"),
+        deadline_s=60,
+        webhook_url=url,
+    )
+    await rows.insert(job, owner=None, now=now)
+    await rows.cancel(job.id, now)
+    return job.id
+
+
 class Desk:
     """One replica's deliverer, and a way to write events."""
 
@@ -59,20 +76,8 @@ class Desk:
 
     async def event(self, url: str) -> WebhookEvent:
         """What is written when a job ends."""
-        call = Call(workflow="w", digest="d", params={}, outputs=(), prefix="p")
-        job = NewJob(
-            id=new_job_id(),
-            tool="generate",
-            variant="v",
-            caller=CALLER,
-            params={},
-            call=call,
-            deadline_s=60,
-            webhook_url=url,
-        )
-        await self.rows.insert(job, owner=None, now=self.clock.at)
-        await self.rows.cancel(job.id, self.clock.at)
-        page = await self.webhooks.list(WebhookQuery(caller=CALLER, job_id=job.id))
+        job_id = await cancelled_job(self.rows, url, self.clock.at)
+        page = await self.webhooks.list(WebhookQuery(caller=CALLER, job_id=job_id))
         return page.items[0]
 
     async def get(self, event: WebhookEvent) -> tuple[WebhookEvent, list[Delivery]]:

@@ -32,7 +32,11 @@ def test_without_a_prompt_id_the_server_invents_a_uuid(comfy: Comfy) -> None:
     comfy.wait_history(answer["prompt_id"])
 
 
-@pytest.mark.parametrize("odd", ["my-run", "a/b", str(uuid.uuid4()).upper(), uuid.uuid4().hex])
+@pytest.mark.parametrize(
+    "odd",
+    ["my-run", "a/b", str(uuid.uuid4()).upper(), uuid.uuid4().hex],
+    ids=["words", "path", "upper", "hex"],
+)
 def test_a_prompt_id_that_is_no_canonical_uuid_works_in_old_versions_only(
     comfy: Comfy, odd: str
 ) -> None:
