@@ -4,6 +4,8 @@ PY := $(VENV)/bin/python
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	&& echo $$p && break; done)
+# One more than cores: most tests wait for processes of theirs.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 COMPILE = $(VENV)/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
@@ -28,8 +30,8 @@ check: setup ## Lint, types, import contracts, shell scripts
 	$(VENV)/bin/shellcheck startup.sh .ci/run
 	$(VENV)/bin/pyright --pythonpath $(PY)
 
-pytest: setup ## The tests alone; ARGS="-k name" narrows them
-	$(PY) -m pytest $(ARGS)
+pytest: setup ## The tests alone; ARGS="-k name" narrows them, WORKERS=0 runs them in one process
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test: check pytest ## Everything that must hold: checks, then tests
 
