@@ -31,7 +31,7 @@ class Health(BaseModel):
     version: str
     service: Literal["gateway"] = "gateway"
     backends: list[BackendHealth] = []
-    detail: str | None = Field(default=None, description="What is short here, if anything.")
+    detail: str | None = Field(default=None, description="What is amiss here, if anything.")
     jobs_waiting: int = Field(default=0, description="Jobs of this gateway that wait.")
     jobs_in_flight: int = Field(default=0, description="Jobs of this gateway under way.")
 
@@ -39,7 +39,7 @@ class Health(BaseModel):
 class Alive(BaseModel):
     """A process that answers."""
 
-    status: Literal["alive", "ready", "starting", "stopping"]
+    status: Literal["alive", "ready", "starting", "stopping", "no_database"]
 
 
 def health_router(context: Context) -> APIRouter:
@@ -48,9 +48,9 @@ def health_router(context: Context) -> APIRouter:
 
     @router.get("/health", summary="Health", response_model=Health)
     async def health() -> Response:
-        """Always 200: `healthy`, `degraded` (no GPU service at work, or no room) or `unhealthy`."""
+        """Always 200: `healthy`, `degraded` (no GPU service, database or room) or `unhealthy`."""
         try:
-            view = _health(context, await context.disk.shortage())
+            view = _health(context, await _trouble(context))
         except Exception:
             # The answer to "are you well?" must not be a 500, whatever broke.
             logger.exception("the health check failed")
@@ -67,28 +67,38 @@ def health_router(context: Context) -> APIRouter:
         "/readyz",
         summary="The process takes work",
         response_model=Alive,
-        responses={503: {"model": Alive, "description": "It is starting or stopping."}},
+        responses={
+            503: {"model": Alive, "description": "It starts, stops, or misses its database."}
+        },
     )
     async def readyz() -> Response:
-        """200 between start and stop; what a load balancer asks."""
+        """200 between start and stop, with its database; what a load balancer asks."""
         if context.stopping.is_set():
             return as_json(Alive(status="stopping"), 503)
         if not context.started.is_set():
             return as_json(Alive(status="starting"), 503)
+        if not context.jobs.database_answers:
+            return as_json(Alive(status="no_database"), 503)
         return as_json(Alive(status="ready"))
 
     return router
 
 
-def _health(context: Context, shortage: str | None) -> Health:
+async def _trouble(context: Context) -> str | None:
+    if not context.jobs.database_answers:
+        return "The database does not answer."
+    return await context.disk.shortage()
+
+
+def _health(context: Context, trouble: str | None) -> Health:
     backends = [_backend(backend) for backend in context.backends]
     healthy = any(b.status == "healthy" for b in backends)
     reached = any(b.status != "unreachable" for b in backends)
     counts = context.jobs.counts()
     return Health(
-        status="healthy" if healthy and shortage is None else "degraded",
+        status="healthy" if healthy and trouble is None else "degraded",
         gpu_available=reached,
-        detail=shortage,
+        detail=trouble,
         version=context.settings.api_version,
         backends=backends,
         jobs_waiting=counts.waiting,

@@ -296,6 +296,11 @@ class Jobs:
         in_flight = len(self._drivers)
         return JobCounts(waiting=max(0, self._ownership.open_jobs - in_flight), in_flight=in_flight)
 
+    @property
+    def database_answers(self) -> bool:
+        """Whether the database answered the last heartbeat, a third of the lease ago at most."""
+        return self._ownership.heard
+
     def look_again(self) -> None:
         """A backend's capacity or readiness changed: place without waiting for the next look."""
         self._placement.wake(queued=True, room=True)

@@ -63,6 +63,8 @@ class Ownership:
         self._uncertain = False
         self._held = False
         self._next_death = math.inf
+        self.heard = True
+        """The database answered the last heartbeat."""
 
     @property
     def open_jobs(self) -> int:
@@ -161,6 +163,7 @@ class Ownership:
         loop = asyncio.get_running_loop()
         try:
             beat = await self._rows.beat(self.replica, self._clock.now(), self._lease)
+            self.heard = True
             silent_s = math.inf if beat.silent_s is None else beat.silent_s
             # after an outage of the database everybody looks dead: let the others speak up first
             self._held = silent_s > LATE * beat_s and not self._held
@@ -171,7 +174,7 @@ class Ownership:
             if dead or self._uncertain or self._beats % RECOUNT_BEATS == 0:
                 await self._recount(was_dead=dead)
         except DatabaseUnavailable as error:
-            self._uncertain = True
+            self._uncertain, self.heard = True, False
             _log.warning("heartbeat: the database does not answer (%s)", error)
 
     async def _safely_take_over(self) -> None:

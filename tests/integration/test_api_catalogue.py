@@ -243,6 +243,17 @@ async def test_readiness_ends_when_the_process_stops(served: Gateway) -> None:
     assert (await served.stranger.get("/livez")).status_code == 200
 
 
+async def test_a_gateway_without_its_database_says_so_and_wants_no_traffic(
+    served: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(served.context.jobs), "database_answers", False)
+    answer = await served.stranger.get("/readyz")
+    assert (answer.status_code, answer.json()) == (503, {"status": "no_database"})
+    health = (await served.stranger.get("/health")).json()
+    assert (health["status"], health["detail"]) == ("degraded", "The database does not answer.")
+    assert (await served.stranger.get("/livez")).status_code == 200
+
+
 async def test_a_sync_call_and_a_mode_share_one_implementation(served: Gateway) -> None:
     await served.http.post("/generate", json=FREE, headers={"Prefer": "wait=30"})
     await served.http.post("/api/generate", json=SMALL)

@@ -378,6 +378,20 @@ async def test_a_crash_and_restart_of_the_database_breaks_off_no_job_and_no_wait
     await world.stop()
 
 
+@pytest.mark.timeout(180)
+async def test_a_gateway_knows_within_a_heartbeat_whether_its_database_answers(
+    own_postgres: PostgresServer,
+) -> None:
+    world = World(Databases(own_postgres.url).new())
+    jobs = await world.gateway(lease_s=0.3)
+    assert jobs.database_answers
+    await asyncio.to_thread(own_postgres.stop, "immediate")
+    await until(lambda: not jobs.database_answers)
+    await asyncio.to_thread(own_postgres.start)
+    await until(lambda: jobs.database_answers)
+    await world.stop()
+
+
 async def tell(jobs: Jobs, job_id: str, told: list[str]) -> None:
     async for event in jobs.watch(job_id):
         told.append(event.type)  # noqa: PERF401  # looked at meanwhile
