@@ -1,0 +1,70 @@
+"""`python -m gateway.mesh.worker`: one order from standard input, its answer to standard output.
+
+numpy is imported only after memory has been limited and its threads, which reserve much, are off.
+"""
+
+import os
+import resource
+import sys
+import threading
+
+from pydantic import BaseModel, ConfigDict
+
+from gateway.mesh.errors import MeshCode, MeshError
+from gateway.mesh.order import MeshLimits, MeshOrder, MeshReport
+
+
+class Task(BaseModel):
+    """What the process is given, as one line of JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    order: MeshOrder
+    limits: MeshLimits
+
+
+class Answer(BaseModel):
+    """What it says before it ends: a report, or what was wrong."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    report: MeshReport | None = None
+    code: MeshCode | None = None
+    message: str = ""
+
+
+def main() -> None:
+    """Carry out one order."""
+    task = Task.model_validate_json(sys.stdin.buffer.readline())
+    _limit(task.limits)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.stdout.write(_answer(task).model_dump_json())
+    sys.stdout.flush()
+
+
+def _limit(limits: MeshLimits) -> None:
+    os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
+    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+    # a core file of a large model would fill the disk
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _end_with_parent() -> None:
+    # the pipe stays open as long as the parent lives, however it ends
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def _answer(task: Task) -> Answer:
+    try:
+        from gateway.mesh.work import carry_out  # noqa: PLC0415  # imports numpy, see above
+
+        return Answer(report=carry_out(task.order, task.limits))
+    except MeshError as error:
+        return Answer(code=error.code, message=error.message)
+    except MemoryError:
+        return Answer(code="mesh_too_large", message="The model needs more memory than allowed.")
+
+
+if __name__ == "__main__":
+    main()
