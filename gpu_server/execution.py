@@ -10,6 +10,7 @@ from typing import cast
 
 from pydantic import BaseModel, ConfigDict
 
+from gpu_server.blank import is_blank
 from gpu_server.catalogue import Catalogue
 from gpu_server.comfy import (
     ComfyClient,
@@ -27,7 +28,7 @@ from gpu_server.fetch import origin_of
 from gpu_server.inputs import Uploader
 from gpu_server.journal import FinalState, Journal
 from gpu_server.protocol import Failure, Progress, RunRequest, RunState, RunStatus, Slot
-from gpu_server.run import Plan, Run, plan_outputs
+from gpu_server.run import Plan, PlannedOutput, Run, plan_outputs
 from gpu_server.workflow import ParamError, Workflow, WorkflowError
 
 _log = logging.getLogger(__name__)
@@ -124,7 +125,13 @@ class Executor:
         trusted = {origin_of(slot.url) for slot in request.outputs}
         uploads = {
             param: [
-                await self._uploader.upload(run.run_id, param, file, place=(i, n), trusted=trusted)
+                await self._uploader.upload(
+                    run.run_id,
+                    param if len(files) == 1 else f"{param}.{n}",
+                    file,
+                    place=(i, n),
+                    trusted=trusted,
+                )
                 for n, file in enumerate(files)
             ]
             for i, (param, files) in enumerate(request.inputs.items())
@@ -200,14 +207,17 @@ class Executor:
                         run.stepped(_progress(event))
                     case Produced():
                         for file, name in collector.take(event):
-                            deliveries.create_task(self._deliver(run, file, name))
+                            output = plan.outputs[name.rpartition("/")[0]]
+                            deliveries.create_task(self._deliver(run, output, file, name))
                     case Finished():
                         pass
             if run.cancel_asked:
                 # The interrupt came too late: ComfyUI had finished. Files are no longer wanted.
                 raise RunCancelled
 
-    async def _deliver(self, run: Run, file: ComfyFile, name: str) -> None:
+    async def _deliver(self, run: Run, output: PlannedOutput, file: ComfyFile, name: str) -> None:
+        if output.blank_is_nothing and await is_blank(self._comfy, file):
+            raise RunFailed("usage", "object_not_found", "there is no such thing in the picture")
         within_s = run.request.timeout_s
         run.delivered(await self._deliverer.deliver(file, name, run.slots, within_s=within_s))
 

@@ -40,6 +40,7 @@ class PlannedOutput(BaseModel):
     kind: OutputKind
     key: str | None
     min: int
+    blank_is_nothing: bool = False
 
 
 class Plan(BaseModel):
@@ -291,6 +292,8 @@ def _last(status: RunStatus) -> Event:
 def plan_outputs(workflow: Workflow) -> Mapping[str, PlannedOutput]:
     """Read off a workflow what its runs deliver."""
     return {
-        name: PlannedOutput(node=o.node, kind=o.kind, key=o.key, min=o.min)
+        name: PlannedOutput(
+            node=o.node, kind=o.kind, key=o.key, min=o.min, blank_is_nothing=o.blank_is_nothing
+        )
         for name, o in workflow.outputs.items()
     }

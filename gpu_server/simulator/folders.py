@@ -6,14 +6,67 @@ from pathlib import Path
 
 INSTALLED: dict[str, tuple[str, ...]] = {
     "checkpoints": (
+        "hunyuan_3d_v2.1.safetensors",
+        "sam3.1_multiplex_fp16.safetensors",
         "sd_xl_base_1.0.safetensors",
+        "sdpose_wholebody_fp16.safetensors",
         "tiny-sd15.ckpt",
         "v1-5-pruned-emaonly-fp16.safetensors",
     ),
-    "loras": ("demo-ink.safetensors", "demo-style.safetensors", "tiny-sd15-lora.safetensors"),
-    "vae": ("ae.safetensors",),
-    "text_encoders": ("clip_l.safetensors", "qwen_3_4b.safetensors", "t5xxl_fp16.safetensors"),
-    "diffusion_models": ("flux1-dev.safetensors", "z_image_turbo_bf16.safetensors"),
+    "loras": (
+        "Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16.safetensors",
+        "demo-ink.safetensors",
+        "demo-style.safetensors",
+        "tiny-sd15-lora.safetensors",
+    ),
+    "vae": (
+        "ae.safetensors",
+        "flux2-vae.safetensors",
+        "qwen_image_vae.safetensors",
+        "trellis_2_shape_vae_bf16.safetensors",
+        "trellis_2_texture_vae_bf16.safetensors",
+        "wan2.2_vae.safetensors",
+        "wan_2.1_vae.safetensors",
+    ),
+    "text_encoders": (
+        "clip_l.safetensors",
+        "qwen3vl_4b_fp8_scaled.safetensors",
+        "qwen_2.5_vl_7b_fp8_scaled.safetensors",
+        "qwen_3_4b.safetensors",
+        "qwen_3_8b_fp8mixed.safetensors",
+        "t5xxl_fp16.safetensors",
+        "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+    ),
+    "diffusion_models": (
+        "flux-2-klein-4b-fp8.safetensors",
+        "flux-2-klein-9b-fp8.safetensors",
+        "flux1-dev.safetensors",
+        "qwen_image_edit_2511_fp8mixed.safetensors",
+        "trellis_2_int8_convrot.safetensors",
+        "wan2.1_i2v_480p_14B_fp16.safetensors",
+        "wan2.1_i2v_480p_14B_fp8_scaled.safetensors",
+        "wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors",
+        "wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors",
+        "wan2.2_ti2v_5B_fp16.safetensors",
+        "z_image_turbo_bf16.safetensors",
+    ),
+    "clip_vision": ("clip_vision_h.safetensors", "dino_v3_L_naf_fp32.safetensors"),
+    "model_patches": ("Z-Image-Turbo-Fun-Controlnet-Union.safetensors",),
+    "upscale_models": ("RealESRGAN_x4plus.safetensors",),
+    "background_removal": ("birefnet.safetensors",),
+    "geometry_estimation": ("depth_anything_3_mono_large.safetensors",),
+    "LLM": (
+        "microsoft/Florence-2-base",
+        "microsoft/Florence-2-base-ft",
+        "microsoft/Florence-2-large",
+        "microsoft/Florence-2-large-ft",
+    ),
+    "sam2": (
+        "sam2.1_hiera_base_plus.safetensors",
+        "sam2.1_hiera_large.safetensors",
+        "sam2.1_hiera_small.safetensors",
+        "sam2.1_hiera_tiny.safetensors",
+    ),
 }
 """Names only: nothing is ever read from these files."""
 
@@ -38,6 +91,8 @@ FOLDERS = (
     "classifiers",
     "model_patches",
     "audio_encoders",
+    "background_removal",
+    "geometry_estimation",
 )
 MODEL_SUFFIXES = frozenset({".ckpt", ".pt", ".pt2", ".bin", ".pth", ".safetensors", ".pkl", ".sft"})
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
-from gpu_server.simulator.values import Image
+from gpu_server.simulator.values import Box, Image
 
 Field = NDArray[np.float32]
 
@@ -146,12 +146,18 @@ def _band(size: int) -> tuple[int, int]:
     return round(right - left) + 2 * (size // 3), round(bottom - top) + 2 * (size // 3)
 
 
-def marked(picture: Image) -> Image:
-    """Return the picture with the mark in its lower left corner."""
+def marked(picture: Image, box: Box | None = None) -> Image:
+    """Return the picture with the mark in its lower left corner, or in the middle of a box."""
     height, width = picture.shape[:2]
-    banner = np.asarray(_banner(width, height))[:height, :width]
+    left, top, right, bottom = box or (0, 0, width, height)
+    banner = np.asarray(_banner(right - left, bottom - top))[: bottom - top, : right - left]
+    rows, columns = banner.shape
+    if box is None:
+        top = height - rows
+    else:
+        left, top = (left + right - columns) // 2, (top + bottom - rows) // 2
     result = picture.copy()
-    result[height - banner.shape[0] :, : banner.shape[1], :3] = banner[..., None]
+    result[top : top + rows, left : left + columns, :3] = banner[..., None]
     return result
 
 

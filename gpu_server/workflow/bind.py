@@ -1,30 +1,40 @@
-"""Parameters into a graph: the manifest's operations applied to a copy of the workflow."""
+"""Parameters into a graph: the manifest's operations applied to a copy of the workflow.
 
-import math
+The order is fixed, so that it does not matter which parameters are given: values and files in the
+manifest's order, then what is unset, dropped and bypassed over all parameters, then chains.
+"""
+
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from pydantic import JsonValue
 
-from gpu_server.workflow.graph import Graph, resolve
-from gpu_server.workflow.manifest import Chain, Limits, Manifest, Param, Target
-from gpu_server.workflow.node_specs import InputSpec, ObjectInfo, input_spec
-from gpu_server.workflow.surgery import bypass, bypass_group, fill, prune, repeat_group
+from gpu_server.workflow.graph import Graph, is_link, resolve
+from gpu_server.workflow.manifest import Chain, Change, Manifest, Param, Target
+from gpu_server.workflow.node_specs import ObjectInfo, input_spec
+from gpu_server.workflow.surgery import apply_changes, bypass_group, fill, prune, repeat_group
+from gpu_server.workflow.values import (
+    MAX_SEED,
+    ParamError,
+    check_installed,
+    check_value,
+    checked,
+    shown,
+    transformed,
+    value_of,
+)
 
-MAX_SEED = 2**53 - 1
-"""Largest seed every JSON reader keeps exact; ComfyUI itself takes up to 2^64 - 1."""
-
-
-class ParamError(Exception):
-    """A parameter's value does not fit the workflow: the caller's fault, named by parameter."""
-
-    def __init__(self, param: str, code: str, message: str) -> None:
-        super().__init__(message)
-        self.param = param
-        self.code = code
-        self.message = message
+__all__ = [
+    "MAX_SEED",
+    "BoundGraph",
+    "ParamError",
+    "bind",
+    "check_names",
+    "choices_of",
+    "default_of",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,20 +51,36 @@ def draw_seed() -> int:
 
 
 def default_of(graph: Graph, param: Param) -> JsonValue:
-    """Read a default off the graph: the literal of the first target, before transforms."""
+    """Read a default off the graph: the literal of the first target, before transforms.
+
+    None where leaving the parameter out is not the same as giving it any value.
+    """
     if param.chain is not None:
         return []
-    target = param.bind[0]
+    if not param.bind:
+        return next((case.equals for case in param.when if case.is_empty), None)
+    return None if param.absent is not None else _default_at(graph, param.bind[0])
+
+
+def _default_at(graph: Graph, target: Target) -> JsonValue:
     node, name = resolve(graph, target.to)
     literal = graph[node]["inputs"].get(name)
-    if target.template is not None:
+    if target.template is not None or target.append or is_link(literal):
         return None
     if target.map is not None:
-        return next((k for k, v in target.map.items() if v == literal), None)
+        return next((value_of(k) for k, v in target.map.items() if v == literal), None)
     if target.transforms and isinstance(literal, int | float):
         value = (literal - target.offset) / target.scale
         return int(value) if value.is_integer() else value
     return literal
+
+
+def choices_of(param: Param) -> tuple[JsonValue, ...]:
+    """List the only values a parameter takes; empty when it takes more than a list."""
+    if not param.bind:
+        return tuple(case.equals for case in param.when)
+    words = next((target.map for target in param.bind if target.map is not None), None)
+    return tuple(value_of(word) for word in words or ())
 
 
 def bind(
@@ -73,7 +99,7 @@ def bind(
     Raises ParamError when a value does not fit, WorkflowError when the manifest does not.
     """
     given = {k: v for k, v in params.items() if v is not None}
-    files = dict(uploads or {})
+    files = {k: v for k, v in (uploads or {}).items() if v}
     check_names(manifest, given, files)
     # Inputs are only ever replaced, never changed in place: copying one level down is enough.
     copied: Graph = {i: {**n, "inputs": dict(n["inputs"])} for i, n in graph.items()}
@@ -83,20 +109,27 @@ def bind(
         text = value.replace("{run_id}", run_id) if isinstance(value, str) else value
         binder.graph[node]["inputs"][name] = text
     used: dict[str, JsonValue] = {}
-    # Chains and bypasses move links, so every plain value is set before them.
-    for name, param in sorted(manifest.params.items(), key=lambda p: p[1].chain is not None):
+    for name, param in manifest.params.items():
+        if param.chain is not None:
+            continue
         if param.upload is not None:
             binder.files(name, param, files.get(name, ()))
             continue
         value = given.get(name)
         if value is None and param.seed:
             value = seed()
-        used[name] = binder.value(name, param, value)
+        used[name] = default_of(graph, param) if value is None else binder.value(name, param, value)
+        if value is None and param.absent is not None:
+            binder.changes.append(param.absent)
+    # Chains and bypasses move links, so every plain value was set before them; a copy of a chain
+    # is made from nodes that already lack what is unset.
+    apply_changes(binder.graph, binder.changes, object_info)
     for name, param in manifest.params.items():
-        if name not in given and name not in files and param.absent is not None:
-            # Later operations of an absent parameter (unset, drop) belong here, beside bypass.
-            for node in param.absent.bypass:
-                bypass(binder.graph, node, object_info)
+        if param.chain is not None:
+            items = files.get(name, ()) if param.upload is not None else given.get(name)
+            found = binder.chain(name, param.chain, items, uploaded=param.upload is not None)
+            if param.upload is None:
+                used[name] = found
     prune(binder.graph, [o.node for o in manifest.outputs.values()])
     return BoundGraph(graph=fill(binder.graph, object_info), params=used)
 
@@ -123,42 +156,45 @@ class _Binder:
 
     def __init__(self, graph: Graph, object_info: ObjectInfo) -> None:
         self.graph = graph
+        self.changes: list[Change] = []
+        """What the values given, and those left out, do to inputs and nodes."""
         self._info = object_info
 
     def value(self, name: str, param: Param, value: JsonValue) -> JsonValue:
-        """Apply one parameter; returns the value really used."""
-        if param.chain is not None:
-            return self._chain(name, param.chain, value)
-        if value is None:
-            return default_of(self.graph, param)
-        if param.limits is not None:
-            _check_limits(name, param.limits, value)
-        if param.seed and isinstance(value, int) and not 0 <= value <= MAX_SEED:
-            raise ParamError(name, "invalid_param", f"{name} must be within 0 and {MAX_SEED}.")
+        """Apply one value; returns the value really used."""
+        check_value(name, param, value)
+        cases = [case for case in param.when if case.matches(value)]
+        self.changes += cases
+        gone = {node for case in cases for node in (*case.drop, *case.bypass)}
         for target in param.bind:
             node, key = resolve(self.graph, target.to)
-            self._set(name, node, key, value, target=target, installed=param.choices is not None)
+            # A node that this very value takes out need not take the value.
+            if node not in gone:
+                installed = param.choices is not None
+                self._set(name, node, key, value, target=target, installed=installed)
         return value
 
     def files(self, name: str, param: Param, uploaded: Sequence[str]) -> None:
-        """Apply the uploaded files of one parameter."""
-        if param.chain is not None:
-            self._expand(name, param.chain, list(uploaded))
-        elif len(uploaded) > 1:
-            raise ParamError(name, "invalid_param", f"{name} takes one file.")
-        elif uploaded:
-            for target in param.bind:
-                node, key = resolve(self.graph, target.to)
-                self.graph[node]["inputs"][key] = uploaded[0]
+        """Apply the uploaded files of one parameter that is no chain."""
+        if len(uploaded) > param.most:
+            most = "one file" if param.most == 1 else f"at most {param.most} files"
+            raise ParamError(name, "invalid_param", f"{name} takes {most}.")
+        if not uploaded and param.absent is not None:
+            self.changes.append(param.absent)
+        places = param.items or (param,)
+        for number, place in enumerate(places):
+            if number < len(uploaded):
+                for target in place.bind:
+                    node, key = resolve(self.graph, target.to)
+                    self.graph[node]["inputs"][key] = uploaded[number]
+            elif param.items and place.absent is not None:
+                self.changes.append(place.absent)
 
-    def _chain(self, name: str, chain: Chain, value: JsonValue) -> JsonValue:
-        if value is None:
-            value = []
-        if not isinstance(value, list):
+    def chain(self, name: str, chain: Chain, given: object, *, uploaded: bool) -> list[JsonValue]:
+        """Repeat a group once per item; returns the items as used."""
+        if not isinstance(given, list | tuple | None):
             raise ParamError(name, "invalid_param", f"{name} must be a list.")
-        return self._expand(name, chain, value)
-
-    def _expand(self, name: str, chain: Chain, items: Sequence[JsonValue]) -> list[JsonValue]:
+        items = cast("Sequence[JsonValue]", given or ())
         if len(items) > chain.max_items:
             raise ParamError(
                 name, "invalid_param", f"{name} takes at most {chain.max_items} items."
@@ -168,6 +204,12 @@ class _Binder:
             return []
         targets = {resolve(self.graph, to): key for to, key in chain.set.items()}
         copies = repeat_group(self.graph, chain.nodes, chain.links, len(items))
+        if uploaded:
+            # ComfyUI lists a new file only when it is asked again, so its choices prove nothing.
+            for item, ids in zip(items, copies, strict=True):
+                for node, key in targets:
+                    self.graph[ids[node]]["inputs"][key] = item
+            return list(items)
         return [
             self._item(f"{name}[{n}]", chain, targets, item, ids)
             for n, (item, ids) in enumerate(zip(items, copies, strict=True))
@@ -215,101 +257,13 @@ class _Binder:
         installed: bool = False,
     ) -> None:
         spec = input_spec(self._info, self.graph[node], key)
+        inputs = self.graph[node]["inputs"]
         if installed:
-            _check_installed(name, spec, value)
+            check_installed(name, spec, value)
         elif target is not None:
-            value = _transformed(name, target, value)
+            value = transformed(name, target, value)
             if target.transforms and spec is not None and spec.type == "INT":
                 value = round(cast("float", value))
-        self.graph[node]["inputs"][key] = checked(name, spec, value)
-
-
-def _transformed(name: str, target: Target, value: JsonValue) -> JsonValue:
-    if target.map is not None:
-        key = str(value).lower() if isinstance(value, bool) else str(value)
-        if key not in target.map:
-            raise ParamError(
-                name, "invalid_param", f"{name} must be one of {', '.join(target.map)}."
-            )
-        return target.map[key]
-    if target.template is not None:
-        if not isinstance(value, str):
-            raise ParamError(name, "invalid_param", f"{name} must be a string.")
-        return target.template.replace("{value}", value)
-    if not target.transforms:
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ParamError(name, "invalid_param", f"{name} must be a number.")
-    result = value * target.scale + target.offset
-    if target.clamp is not None:
-        result = max(target.clamp[0], min(target.clamp[1], result))
-    return result if isinstance(value, float) or not float(result).is_integer() else int(result)
-
-
-def _check_limits(name: str, limits: Limits, value: JsonValue) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ParamError(name, "invalid_param", f"{name} must be a number.")
-    if limits.minimum is not None and value < limits.minimum:
-        raise ParamError(name, "invalid_param", f"{name} must be at least {limits.minimum:g}.")
-    if limits.maximum is not None and value > limits.maximum:
-        raise ParamError(name, "invalid_param", f"{name} must be at most {limits.maximum:g}.")
-    if limits.multiple_of is not None and value % limits.multiple_of:
-        raise ParamError(
-            name, "invalid_param", f"{name} must be a multiple of {limits.multiple_of:g}."
-        )
-
-
-def _check_installed(name: str, spec: InputSpec | None, value: JsonValue) -> None:
-    """The allow-list between a caller's string and a model input; the list itself stays here."""
-    if not isinstance(value, str):
-        raise ParamError(name, "invalid_param", f"{name} must be a string.")
-    if spec is None or value not in (spec.choices or ()):
-        raise ParamError(name, "model_not_installed", f"{shown(value)} is not installed.")
-
-
-def checked(name: str, spec: InputSpec | None, value: JsonValue) -> JsonValue:
-    """Check a value against a node's declaration, `step` included, which ComfyUI does not check."""
-    if spec is None:
-        return value
-    match spec.type:
-        case "INT" | "FLOAT":
-            return _number(name, spec, value)
-        case "STRING" if not isinstance(value, str):
-            raise ParamError(name, "invalid_param", f"{name} must be a string.")
-        case "BOOLEAN" if not isinstance(value, bool):
-            raise ParamError(name, "invalid_param", f"{name} must be true or false.")
-        case "COMBO" if spec.choices is not None and value not in spec.choices:
-            raise ParamError(name, "invalid_param", f"{name} has no choice {shown(value)}.")
-        case _:
-            return value
-
-
-def _number(name: str, spec: InputSpec, value: JsonValue) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ParamError(name, "invalid_param", f"{name} must be a number.")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ParamError(name, "invalid_param", f"{name} must be a finite number.")
-    if spec.type == "INT":
-        if value != int(value):
-            raise ParamError(name, "invalid_param", f"{name} must be a whole number.")
-        value = int(value)
-    low = cast("float | None", spec.options.get("min"))
-    high = cast("float | None", spec.options.get("max"))
-    if low is not None and value < low:
-        raise ParamError(name, "invalid_param", f"{name} must be at least {low:g}.")
-    if high is not None and value > high:
-        raise ParamError(name, "invalid_param", f"{name} must be at most {high:g}.")
-    step = cast("float | None", spec.options.get("step"))
-    # A FLOAT's step is the widget's increment only; an INT's is a rule of the model.
-    if spec.type == "INT" and step and (value - (low or 0)) % step:
-        raise ParamError(
-            name, "invalid_param", f"{name} must be {low or 0:g} plus a multiple of {step:g}."
-        )
-    return value
-
-
-def shown(value: Any) -> str:  # noqa: ANN401 - any JSON value of a caller
-    """Quote a caller's own value, cut to a length fit for a message."""
-    text = repr(value)
-    longest = 120
-    return text if len(text) <= longest else text[:longest] + "…"
+            if target.append:
+                value = f"{inputs[key]}{value}"
+        inputs[key] = checked(name, spec, value)

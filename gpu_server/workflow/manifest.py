@@ -71,6 +71,10 @@ class Target(Closed):
     """Value (as text) to what the graph gets; any other value is refused."""
     template: str | None = None
     """Text in which `{value}` is replaced."""
+    append: bool = False
+    """The text is added to what the input holds by then: the graph's, or an earlier parameter's."""
+    over_link: bool = False
+    """The input holds a link, which stays when the parameter is not given."""
 
     @property
     def transforms(self) -> bool:
@@ -83,6 +87,8 @@ class Target(Closed):
             raise ValueError("scale/offset/clamp, map and template exclude one another")
         if self.scale == 0:
             raise ValueError("scale must not be 0")
+        if self.append and (self.transforms or self.over_link):
+            raise ValueError("append adds text to text")
         if self.template is not None and "{value}" not in self.template:
             raise ValueError("template needs {value}")
         return self
@@ -101,21 +107,59 @@ class Chain(Closed):
     max_items: int = Field(default=8, ge=1, le=64)
 
 
-class Absent(Closed):
+class Change(Closed):
+    """What becomes of inputs and nodes; the three happen in this order."""
+
+    unset: tuple[str, ...] = ()
+    """Optional inputs that are removed."""
+    drop: tuple[str, ...] = ()
+    """Nodes that are removed; what read them must be unset or dropped in the same change."""
+    bypass: tuple[str, ...] = ()
+    """Nodes that are taken out, their consumers reading what they read."""
+
+    @property
+    def is_empty(self) -> bool:
+        """The graph stays as it is."""
+        return not (self.unset or self.drop or self.bypass)
+
+
+class Absent(Change):
     """What happens to the graph when an optional parameter is not given."""
 
-    bypass: tuple[str, ...] = ()
+
+class Case(Change):
+    """What happens to the graph when a parameter has one certain value."""
+
+    equals: str | int | float | bool
+
+    def matches(self, value: object) -> bool:
+        """Tell whether this is the value; true and 1 are not one another."""
+        return isinstance(value, bool) == isinstance(self.equals, bool) and value == self.equals
+
+
+def _several(value: object) -> list[object]:
+    return list(cast("list[object]", value)) if isinstance(value, list | tuple) else [value]
 
 
 def _targets(value: object) -> object:
-    items = cast("list[object]", value) if isinstance(value, list) else [value]
-    return [{"to": item} if isinstance(item, str) else item for item in items]
+    return [{"to": item} if isinstance(item, str) else item for item in _several(value)]
+
+
+Targets = Annotated[tuple[Target, ...], BeforeValidator(_targets)]
+
+
+class Item(Closed):
+    """Where one file of a list goes: the first file to the first item, and so on."""
+
+    bind: Targets = Field(min_length=1)
+    absent: Absent | None = None
+    """What happens when the list has no file for it."""
 
 
 class Param(Closed):
     """How one parameter changes the graph."""
 
-    bind: Annotated[tuple[Target, ...], BeforeValidator(_targets)] = ()
+    bind: Targets = ()
     required: bool = False
     seed: bool = False
     """Drawn at random when absent; always reported."""
@@ -124,15 +168,51 @@ class Param(Closed):
     choices: ModelFolder | None = None
     """The value must be an installed file of this folder."""
     chain: Chain | None = None
+    items: tuple[Item, ...] = ()
+    """Places for a list of files, each with its own absence."""
     limits: Limits | None = None
     absent: Absent | None = None
+    when: Annotated[tuple[Case, ...], BeforeValidator(_several)] = ()
+    """Values that change the graph. Without `bind` these are the only values taken."""
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Every graph input a plain value or a file goes to."""
+        return (*self.bind, *(target for item in self.items for target in item.bind))
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """Every change it can make to the graph."""
+        absent = (self.absent, *(item.absent for item in self.items))
+        return (*(change for change in absent if change is not None), *self.when)
+
+    @property
+    def most(self) -> int:
+        """Most files or list items it takes."""
+        if self.chain is not None:
+            return self.chain.max_items
+        return len(self.items) or 1
 
     @model_validator(mode="after")
     def _does_something(self) -> "Param":
-        if (self.chain is None) == (not self.bind):
+        forms = sum((bool(self.bind), self.chain is not None, bool(self.items)))
+        if forms > 1:
+            raise ValueError("a parameter has one of bind, chain and items")
+        if not (forms or self.seed or self.when):
             raise ValueError("a parameter has either bind or chain")
         if self.seed and self.required:
             raise ValueError("a seed is never required: it is drawn when absent")
+        if self.required and self.absent is not None:
+            raise ValueError("a required parameter is never absent")
+        if self.items and self.upload is None:
+            raise ValueError("items are places for uploaded files")
+        if self.when and (self.upload is not None or self.chain is not None):
+            raise ValueError("when compares a plain value: not a file, not a list")
+        if not self.bind and not self.seed and (self.choices or self.limits):
+            raise ValueError("choices and limits are about a value that is bound")
+        values = [(isinstance(case.equals, bool), case.equals) for case in self.when]
+        if len(set(values)) != len(values):
+            raise ValueError("two cases of when have the same value")
         return self
 
 
@@ -146,6 +226,8 @@ class Output(Closed):
     min: int = Field(default=1, ge=0)
     max: int | str = 16
     """A number, or the parameter that holds it."""
+    blank_is_nothing: bool = False
+    """A picture that is black all over means that nothing was found: the run fails."""
 
 
 class Manifest(Closed):

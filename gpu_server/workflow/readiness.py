@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import JsonValue
+
 from gpu_server.protocol import Missing
 from gpu_server.workflow.bind import ParamError, bind
 from gpu_server.workflow.graph import Graph, WorkflowError, is_link, links, resolve
@@ -13,7 +15,11 @@ from gpu_server.workflow.surgery import prune
 Chosen = dict[tuple[str, str], Param]
 """Inputs (node, name) that a caller's choice or file fills."""
 
+_Call = tuple[dict[str, JsonValue], dict[str, list[str]]]
+"""Values and uploaded files, by parameter."""
+
 _TRIAL_RUN = "00000000-0000-0000-0000-000000000000"
+_TRIAL_FILE = "example.png"
 
 
 def check_against(graph: Graph, manifest: Manifest, object_info: ObjectInfo) -> list[Missing]:
@@ -81,14 +87,12 @@ def _chosen(graph: Graph, manifest: Manifest) -> Chosen:
     """Inputs whose literal only stands in for an installed file that the caller chooses."""
     found: Chosen = {}
     for param in manifest.params.values():
-        if param.choices is not None:
-            found |= {resolve(graph, t.to): param for t in param.bind}
+        if param.choices is not None or param.upload is not None:
+            found |= {resolve(graph, t.to): param for t in param.targets}
         if param.chain is not None:
             for to, key in param.chain.set.items():
                 if key in param.chain.choices or param.upload is not None:
                     found[resolve(graph, to)] = param
-        elif param.upload is not None:
-            found |= {resolve(graph, t.to): param for t in param.bind}
     return found
 
 
@@ -124,7 +128,8 @@ def _literals(
 def _links(graph: Graph, object_info: ObjectInfo) -> Iterator[Missing]:
     for node_id, name, source, slot in links(graph):
         entry = input_spec(object_info, graph[node_id], name)
-        outputs = node_spec(object_info, graph[source]["class_type"])
+        read = graph.get(source)
+        outputs = node_spec(object_info, read["class_type"], read["inputs"]) if read else None
         if outputs is None or not 0 <= slot < len(outputs.outputs):
             yield _invalid(f"{node_id}.{name}", f"node {source} has no output {slot}")
         elif entry is not None and not types_fit(outputs.outputs[slot], entry.type):
@@ -138,7 +143,7 @@ def _bindings(
 ) -> Iterator[Missing]:
     """Targets the node classes do not declare, free strings at file inputs, impossible limits."""
     for name, param in manifest.params.items():
-        for target in param.bind:
+        for target in param.targets:
             node, key = resolve(graph, target.to)
             if node not in used:
                 continue
@@ -170,16 +175,40 @@ def _outputs(graph: Graph, manifest: Manifest, object_info: ObjectInfo) -> Itera
 
 
 def _trials(graph: Graph, manifest: Manifest, object_info: ObjectInfo) -> Iterator[Missing]:
-    """Expand the graph as an empty call would, and look at what is left."""
+    """Expand the graph as calls would, each change once, and look at what is left of it."""
     params = {n: p.model_copy(update={"required": False}) for n, p in manifest.params.items()}
     optional = manifest.model_copy(update={"params": params})
-    try:
-        bound = bind(graph, optional, {}, run_id=_TRIAL_RUN, object_info=object_info)
-    except (WorkflowError, ParamError) as error:
-        yield _invalid("graph", str(error))
-        return
-    for node_id, node in bound.graph.items():
+    found: dict[Missing, None] = {}
+    for given, files in _calls(manifest):
+        try:
+            bound = bind(
+                graph, optional, given, run_id=_TRIAL_RUN, object_info=object_info, uploads=files
+            )
+        except (WorkflowError, ParamError) as error:
+            found[_invalid("graph", str(error))] = None
+        else:
+            found |= dict.fromkeys(_remains(bound.graph, object_info))
+    yield from found
+
+
+def _calls(manifest: Manifest) -> Iterator[_Call]:
+    """An empty call, then one for each value and number of files that changes the graph."""
+    yield {}, {}
+    for name, param in manifest.params.items():
+        for case in param.when:
+            if not case.is_empty:
+                yield {name: case.equals}, {}
+        if param.upload is not None and (param.absent or param.items or param.chain):
+            most = min(param.most, len(param.items) or 2)
+            for count in range(1, most + 1):
+                yield {}, {name: [_TRIAL_FILE] * count}
+
+
+def _remains(graph: Graph, object_info: ObjectInfo) -> Iterator[Missing]:
+    """Find what an expansion left open or joined wrongly."""
+    for node_id, node in graph.items():
         spec = node_spec(object_info, node["class_type"], node["inputs"])
         for entry in spec.inputs.values() if spec else ():
             if entry.required and entry.is_socket and entry.name not in node["inputs"]:
-                yield _invalid(f"{node_id}.{entry.name}", "left without a link by a bypass")
+                yield _invalid(f"{node_id}.{entry.name}", "left without a link")
+    yield from _links(graph, object_info)

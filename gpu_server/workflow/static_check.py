@@ -1,7 +1,8 @@
 """Manifest against graph: everything that can be known without a ComfyUI."""
 
-from gpu_server.workflow.graph import Graph, WorkflowError, is_link, resolve
-from gpu_server.workflow.manifest import PREFIX_ROOT, Chain, Manifest, Param
+from gpu_server.workflow.bind import default_of
+from gpu_server.workflow.graph import Graph, WorkflowError, is_link, links, resolve
+from gpu_server.workflow.manifest import PREFIX_ROOT, Chain, Change, Manifest, Param, Target
 from gpu_server.workflow.surgery import check_group
 
 _PREFIX_INPUTS = frozenset({"filename_prefix", "prefix"})
@@ -23,28 +24,105 @@ def check_static(graph: Graph, manifest: Manifest) -> None:
     for name, output in manifest.outputs.items():
         if output.node not in graph:
             raise WorkflowError(f"outputs.{name}", f"the graph has no node {output.node!r}")
+    _check_changes(graph, manifest)
+    _check_appends(graph, manifest)
 
 
 def _check_param(graph: Graph, place: str, param: Param) -> None:
     guarded = param.upload is not None or param.choices is not None
-    for target in param.bind:
-        _literal_at(graph, target.to)
+    for target in param.targets:
+        _check_target(graph, target)
         if not guarded and target.map is None and _is_place(graph, target.to):
             raise WorkflowError(
                 place, f"{target.to} names a file, folder or model: use choices, map or upload"
             )
     if param.chain is not None:
         _check_chain(graph, place, param, param.chain)
-    for node in param.absent.bypass if param.absent else ():
+    same = default_of(graph, param) if param.bind else None
+    for case in param.when:
+        # The gateway sends defaults along: given or not, they must mean one thing.
+        if same is not None and case.matches(same) and not case.is_empty:
+            raise WorkflowError(f"{place}.when", f"{case.equals!r} is the graph's own value")
+
+
+def _check_target(graph: Graph, target: Target) -> None:
+    node, name = resolve(graph, target.to)
+    if target.over_link:
+        if not is_link(graph[node]["inputs"].get(name)):
+            raise WorkflowError(target.to, "over_link, but the input holds no link")
+        return
+    _literal_at(graph, target.to)
+    if target.append and not isinstance(graph[node]["inputs"][name], str):
+        raise WorkflowError(target.to, "append, but the input holds no text")
+
+
+def _check_changes(graph: Graph, manifest: Manifest) -> None:
+    """Refuse a change that could leave a link to nowhere, alone or together with others.
+
+    Each change must tidy up after itself: whatever reads a node it drops is unset or dropped by
+    the same change. Then any of them may come together, because all of them are unset first.
+    """
+    chains = [p.chain for p in manifest.params.values() if p.chain is not None]
+    chained = {node for chain in chains for node in chain.nodes}
+    entries = {resolve(graph, entry) for chain in chains for entry in chain.links.values()}
+    kept = {o.node for o in manifest.outputs.values()}
+    for name, param in manifest.params.items():
+        for change in param.changes:
+            unset = {_unset_at(graph, f"params.{name}.unset", a) for a in change.unset}
+            if unset & entries:
+                raise WorkflowError(f"params.{name}.unset", "a chain enters at this input")
+            _check_change(graph, f"params.{name}", change, unset, chained=chained, kept=kept)
+
+
+def _check_appends(graph: Graph, manifest: Manifest) -> None:
+    """Refuse a parameter that would overwrite what an earlier one added to a text."""
+    added: set[tuple[str, str]] = set()
+    for name, param in manifest.params.items():
+        for target in param.targets:
+            place = resolve(graph, target.to)
+            if target.append:
+                added.add(place)
+            elif place in added:
+                raise WorkflowError(
+                    f"params.{name}", f"{target.to} was added to before: set it first"
+                )
+
+
+def _unset_at(graph: Graph, place: str, address: str) -> tuple[str, str]:
+    node, name = resolve(graph, address)
+    if name not in graph[node]["inputs"]:
+        raise WorkflowError(place, f"node {node} has no input {name!r}")
+    return node, name
+
+
+def _check_change(
+    graph: Graph,
+    place: str,
+    change: Change,
+    unset: set[tuple[str, str]],
+    *,
+    chained: set[str],
+    kept: set[str],
+) -> None:
+    for node in (*change.drop, *change.bypass):
         if node not in graph:
-            raise WorkflowError(f"{place}.absent.bypass", f"the graph has no node {node!r}")
+            raise WorkflowError(place, f"the graph has no node {node!r}")
+        if node in chained:
+            raise WorkflowError(place, f"node {node} belongs to a chain, which alone may move it")
+        if node in kept:
+            raise WorkflowError(place, f"node {node} is an output: without it nothing is delivered")
+    for reader, name, source, _ in links(graph):
+        if source in change.drop and reader not in change.drop and (reader, name) not in unset:
+            raise WorkflowError(
+                f"{place}.drop", f"{reader}.{name} reads node {source}: unset it as well"
+            )
 
 
 def _is_place(graph: Graph, address: str) -> bool:
     """Tell whether a caller's string would become a file, folder, model or prefix there."""
     node, name = resolve(graph, address)
     literal = graph[node]["inputs"].get(name)
-    if literal is not None and not isinstance(literal, str):
+    if literal is not None and not isinstance(literal, str) and not is_link(literal):
         return False
     loads = str(graph[node]["class_type"]).startswith("Load")
     return loads or name in _PLACE_INPUTS or name.endswith(_PLACE_ENDINGS)

@@ -1,10 +1,12 @@
-"""Changes to the nodes of a graph, made in place: bypass, repeat, prune; and fill."""
+"""Changes to the nodes of a graph, made in place: unset, drop, bypass, repeat, prune; and fill."""
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from graphlib import TopologicalSorter
 from typing import Any
 
 from gpu_server.workflow.graph import Graph, WorkflowError, is_link, links, resolve
+from gpu_server.workflow.manifest import Change
 from gpu_server.workflow.node_specs import ObjectInfo, node_spec, types_fit
 
 
@@ -26,6 +28,30 @@ def _redirect(
                 del graph[node_id]["inputs"][name]
             else:
                 graph[node_id]["inputs"][name] = list(to)
+
+
+def apply_changes(graph: Graph, changes: Sequence[Change], object_info: ObjectInfo) -> None:
+    """Carry out what several parameters change.
+
+    First everything is unset, then dropped, then bypassed: so no bypass finds a link to a dropped
+    node to pass on. What another change has taken out already is passed over. The order of the
+    changes does not matter.
+    """
+    for address in (a for change in changes for a in change.unset):
+        node, name = resolve(graph, address)
+        graph[node]["inputs"].pop(name, None)
+    for node in (n for change in changes for n in change.drop):
+        graph.pop(node, None)
+    bypassed = {n for change in changes for n in change.bypass if n in graph}
+    if len(bypassed) > 1:
+        read = {i: {v[0] for v in n["inputs"].values() if is_link(v)} for i, n in graph.items()}
+        order = reversed(tuple(TopologicalSorter(read).static_order()))
+    else:
+        order = iter(bypassed)
+    # Readers first: each still sees which of its inputs come from another node that goes.
+    for node in order:
+        if node in bypassed:
+            bypass(graph, node, object_info)
 
 
 def bypass(graph: Graph, node_id: str, object_info: ObjectInfo) -> None:
@@ -57,7 +83,7 @@ def bypass_group(graph: Graph, nodes: Collection[str], links_of: Mapping[str, st
     """Take a chained group out: what it gave comes from where it took it."""
     for output, entry in links_of.items():
         node, name = resolve(graph, entry)
-        _redirect(graph, _slot(output), graph[node]["inputs"][name], skip=nodes)
+        _redirect(graph, _slot(output), graph[node]["inputs"].get(name), skip=nodes)
     for node in nodes:
         del graph[node]
 

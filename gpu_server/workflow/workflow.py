@@ -10,7 +10,7 @@ import yaml
 from pydantic import JsonValue, ValidationError
 
 from gpu_server.protocol import Missing
-from gpu_server.workflow.bind import BoundGraph, bind, check_names, default_of
+from gpu_server.workflow.bind import BoundGraph, bind, check_names, choices_of, default_of
 from gpu_server.workflow.graph import Graph, WorkflowError, parse_graph
 from gpu_server.workflow.manifest import Limits, Manifest, ModelRequirement, Output
 from gpu_server.workflow.node_specs import ObjectInfo
@@ -58,7 +58,8 @@ class Workflow:
     def defaults(self) -> dict[str, JsonValue]:
         """The graph's own values, by parameter.
 
-        Left out: required parameters, seeds, files and texts inside a template.
+        Left out: required parameters, seeds, files, texts inside a template, and what is not the
+        same when it is given as when it is left out.
         """
         values = {
             name: default_of(self.graph, param)
@@ -71,6 +72,17 @@ class Workflow:
     def limits(self) -> dict[str, Limits]:
         """Bounds narrower than the tool's own, by parameter."""
         return {n: p.limits for n, p in self.manifest.params.items() if p.limits is not None}
+
+    @property
+    def choices(self) -> dict[str, tuple[JsonValue, ...]]:
+        """The only values taken, by parameter; the others are free within their limits."""
+        found = {name: choices_of(param) for name, param in self.manifest.params.items()}
+        return {name: values for name, values in found.items() if values}
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Most files each parameter takes that takes files."""
+        return {n: p.most for n, p in self.manifest.params.items() if p.upload is not None}
 
     def check_names(self, params: Collection[str], files: Collection[str]) -> None:
         """Raise ParamError for a value or file that is unknown or missing."""

@@ -1,41 +1,12 @@
 """Image nodes, computed for real."""
 
 import numpy as np
-from PIL import Image as Pillow
 
-from gpu_server.simulator.nodes.masks import composite, resized_masks
+from gpu_server.simulator import edges
+from gpu_server.simulator.nodes.compositing import with_channels
+from gpu_server.simulator.nodes.scaling import resized
 from gpu_server.simulator.nodes.table import Context, node
 from gpu_server.simulator.values import Image, Mask
-
-UPSCALE_METHODS = ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"]
-_FILTERS = {
-    "nearest-exact": Pillow.Resampling.NEAREST,
-    "bilinear": Pillow.Resampling.BILINEAR,
-    "area": Pillow.Resampling.BOX,
-    "bicubic": Pillow.Resampling.BICUBIC,
-    "lanczos": Pillow.Resampling.LANCZOS,
-}
-_SIDE = {"default": 512, "min": 0, "max": 16384, "step": 1}
-
-
-def resized(images: Image, width: int, height: int, method: str, crop: str = "disabled") -> Image:
-    """Scale every frame; `crop="center"` keeps the proportions and cuts what is over."""
-    if crop == "center":
-        images = _cropped_to(images, width / height)
-    if images.shape[1:3] == (height, width):
-        return images
-    frames = [
-        np.asarray(Pillow.fromarray(frame).resize((width, height), _FILTERS[method]))
-        for frame in images
-    ]
-    return np.stack(frames)
-
-
-def _cropped_to(images: Image, ratio: float) -> Image:
-    height, width = images.shape[1:3]
-    left = round((width - height * ratio) / 2) if width / height > ratio else 0
-    top = round((height - width / ratio) / 2) if width / height < ratio else 0
-    return images[:, top : height - top, left : width - left]
 
 
 @node(
@@ -55,50 +26,6 @@ def empty_image(
     """Fill frames with one colour."""
     rgb = np.array([color >> 16 & 0xFF, color >> 8 & 0xFF, color & 0xFF], np.uint8)
     return (np.broadcast_to(rgb, (batch_size, height, width, 3)).copy(),)
-
-
-@node(
-    "ImageScale",
-    display_name="Upscale Image",
-    category="image/upscaling",
-    inputs={
-        "image": ("IMAGE",),
-        "upscale_method": (UPSCALE_METHODS,),
-        "width": ("INT", _SIDE),
-        "height": ("INT", _SIDE),
-        "crop": (["disabled", "center"],),
-    },
-    outputs=("IMAGE",),
-)
-def image_scale(
-    _: Context, *, image: Image, upscale_method: str, width: int, height: int, crop: str
-) -> tuple[Image]:
-    """Scale to a size; a side of 0 follows the other one."""
-    rows, columns = image.shape[1:3]
-    if width == 0 and height == 0:
-        return (image,)
-    width = width or max(1, round(columns * height / rows))
-    height = height or max(1, round(rows * width / columns))
-    return (resized(image, width, height, upscale_method, crop),)
-
-
-@node(
-    "ImageScaleBy",
-    display_name="Upscale Image By",
-    category="image/upscaling",
-    inputs={
-        "image": ("IMAGE",),
-        "upscale_method": (UPSCALE_METHODS,),
-        "scale_by": ("FLOAT", {"default": 1.0, "min": 0.01, "max": 8.0, "step": 0.01}),
-    },
-    outputs=("IMAGE",),
-)
-def image_scale_by(
-    _: Context, *, image: Image, upscale_method: str, scale_by: float
-) -> tuple[Image]:
-    """Scale both sides by a factor."""
-    height, width = (max(1, round(side * scale_by)) for side in image.shape[1:3])
-    return (resized(image, width, height, upscale_method),)
 
 
 @node(
@@ -125,12 +52,7 @@ def image_batch(_: Context, *, image1: Image, image2: Image) -> tuple[Image]:
     height, width = image1.shape[1:3]
     second = resized(image2, width, height, "bilinear", "center")
     channels = max(image1.shape[3], second.shape[3])
-    return (np.concatenate([_with_channels(image1, channels), _with_channels(second, channels)]),)
-
-
-def _with_channels(images: Image, channels: int) -> Image:
-    missing = channels - images.shape[3]
-    return np.pad(images, ((0, 0), (0, 0), (0, 0), (0, missing)), constant_values=255)
+    return (np.concatenate([with_channels(image1, channels), with_channels(second, channels)]),)
 
 
 @node(
@@ -184,48 +106,6 @@ def _blurred(frame: Image, kernel: Mask) -> Image:
 
 
 @node(
-    "ImageCompositeMasked",
-    category="image",
-    module="comfy_extras.nodes_mask",
-    inputs={
-        "destination": ("IMAGE",),
-        "source": ("IMAGE",),
-        "x": ("INT", {"default": 0, "min": 0, "max": 16384, "step": 1}),
-        "y": ("INT", {"default": 0, "min": 0, "max": 16384, "step": 1}),
-        "resize_source": ("BOOLEAN", {"default": False}),
-    },
-    optional={"mask": ("MASK",)},
-    outputs=("IMAGE",),
-)
-def image_composite_masked(
-    _: Context,
-    *,
-    destination: Image,
-    source: Image,
-    x: int,
-    y: int,
-    resize_source: bool,
-    mask: Mask | None = None,
-) -> tuple[Image]:
-    """Lay a picture over another one at (x, y), through a mask."""
-    channels = destination.shape[3]
-    source = _with_channels(source, max(channels, source.shape[3]))[..., :channels]
-    if resize_source:
-        source = resized(source, destination.shape[2], destination.shape[1], "bilinear")
-    if mask is None:
-        mask = np.ones(source.shape[:3], np.float32)
-    mask = resized_masks(mask, source.shape[2], source.shape[1])
-
-    def over(below: Mask, above: Mask, opacity: Mask) -> Mask:
-        return np.asarray(below + (above - below) * opacity[..., None], np.float32)
-
-    blended = composite(
-        destination.astype(np.float32), source.astype(np.float32), x, y, operation=over, mask=mask
-    )
-    return (blended.clip(0, 255).astype(np.uint8),)
-
-
-@node(
     "GetImageSize",
     display_name="Get Image Size",
     category="image",
@@ -240,3 +120,24 @@ def get_image_size(context: Context, *, image: Image) -> tuple[int, int, int]:
     batch_size, height, width = image.shape[:3]
     context.text(f"width: {width}, height: {height}\n batch size: {batch_size}")
     return width, height, batch_size
+
+
+_THRESHOLD = {"min": 0.01, "max": 0.99, "step": 0.01}
+
+
+@node(
+    "Canny",
+    category="image/preprocessors",
+    module="comfy_extras.nodes_canny",
+    v3=True,
+    inputs={
+        "image": ("IMAGE", {}),
+        "low_threshold": ("FLOAT", {"default": 0.4, **_THRESHOLD}),
+        "high_threshold": ("FLOAT", {"default": 0.8, **_THRESHOLD}),
+    },
+    outputs=("IMAGE",),
+)
+def canny(_: Context, *, image: Image, low_threshold: float, high_threshold: float) -> tuple[Image]:
+    """Draw the edges of a picture, white on black."""
+    found = [edges.canny(frame, low_threshold, high_threshold) for frame in image]
+    return (np.stack([np.repeat(one[..., None], 3, axis=2) for one in found]) * np.uint8(255),)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ def unet_loader(_: Context, *, unet_name: str, weight_dtype: str) -> tuple[Model
                 "omnigen2",
                 "qwen_image",
                 "hunyuan_image",
+                "flux2",
+                "ideogram4",
             ],
         ),
     },
@@ -123,7 +126,9 @@ def vae_loader(_: Context, *, vae_name: str) -> tuple[Model]:
 
 def _with_lora(model: Model, lora_name: str, strength: float) -> Model:
     # ComfyUI leaves a model alone at strength 0, so the picture stays the same there.
-    return model if strength == 0 else Model(key_of(model.key, lora_name, strength))
+    if strength == 0:
+        return model
+    return replace(model, key=key_of(model.key, lora_name, strength))
 
 
 @node(

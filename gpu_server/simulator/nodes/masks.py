@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 from PIL import Image as Pillow
+from PIL import ImageFilter
 
-from gpu_server.simulator.nodes.table import Context, node
+from gpu_server.simulator.edges import connected
+from gpu_server.simulator.nodes.table import Context, Specs, node
 from gpu_server.simulator.values import Image, Mask
 
 _MODULE = "comfy_extras.nodes_mask"
@@ -126,19 +128,92 @@ def grow_mask(
     tapered_corners: bool,
 ) -> tuple[Mask]:
     """Grow (or, below zero, shrink) what is masked by so many pixels."""
+    return (grown(mask, expand, tapered=tapered_corners),)
+
+
+def grown(mask: Mask, expand: int, *, tapered: bool) -> Mask:
+    """Grow or shrink masks; tapered, the corners are left out at each step."""
     choose = np.maximum if expand >= 0 else np.minimum
-    grown = batched(mask).copy()
+    result = batched(mask).copy()
     for _step in range(abs(expand)):
-        before = grown
+        before = result
         padded = np.pad(before, ((0, 0), (1, 1), (1, 1)), mode="edge")
         across = choose(padded[:, 1:-1, :-2], padded[:, 1:-1, 2:])
-        grown = choose(choose(before, across), choose(padded[:, :-2, 1:-1], padded[:, 2:, 1:-1]))
-        if not tapered_corners:
+        result = choose(choose(before, across), choose(padded[:, :-2, 1:-1], padded[:, 2:, 1:-1]))
+        if not tapered:
             for rows in (slice(None, -2), slice(2, None)):
-                grown = choose(grown, choose(padded[:, rows, :-2], padded[:, rows, 2:]))
-        if np.array_equal(before, grown):
+                result = choose(result, choose(padded[:, rows, :-2], padded[:, rows, 2:]))
+        if np.array_equal(before, result):
             break
-    return (grown,)
+    return result
+
+
+_WITH_BLUR: Specs = {
+    "expand": ("INT", {"default": 0, "min": -16384, "max": 16384, "step": 1}),
+    "incremental_expandrate": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1}),
+    "tapered_corners": ("BOOLEAN", {"default": True}),
+    "flip_input": ("BOOLEAN", {"default": False}),
+    "blur_radius": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 100, "step": 0.1}),
+    "lerp_alpha": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}),
+    "decay_factor": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}),
+}
+
+
+@node(
+    "GrowMaskWithBlur",
+    display_name="Grow Mask With Blur",
+    category="KJNodes/masking",
+    module="custom_nodes.ComfyUI-KJNodes",
+    inputs={"mask": ("MASK",), **_WITH_BLUR},
+    optional={"fill_holes": ("BOOLEAN", {"default": False})},
+    outputs=("MASK", "MASK"),
+    output_names=("mask", "mask_inverted"),
+)
+def grow_mask_with_blur(
+    _: Context,
+    *,
+    mask: Mask,
+    expand: int,
+    incremental_expandrate: float,
+    tapered_corners: bool,
+    flip_input: bool,
+    blur_radius: float,
+    lerp_alpha: float,
+    decay_factor: float,
+    fill_holes: bool = False,
+) -> tuple[Mask, Mask]:
+    """Grow each mask, more from frame to frame if asked, carry some of the last one over, blur."""
+    results: list[Mask] = []
+    pixels = float(expand)
+    for one in batched(np.float32(1) - mask if flip_input else mask):
+        result = grown(one, round(pixels), tapered=tapered_corners)[0]
+        pixels += incremental_expandrate if expand >= 0 else -incremental_expandrate
+        if fill_holes:
+            result = _without_holes(result)
+        if results and lerp_alpha < 1:
+            result = lerp_alpha * result + (1 - lerp_alpha) * results[-1]
+        if results and decay_factor < 1:
+            result = result + decay_factor * results[-1]
+            result = result / max(float(result.max()), 1)
+        results.append(np.asarray(result, np.float32))
+    blurred = np.stack([_blurred(one, blur_radius) for one in results])
+    return blurred, np.float32(1) - blurred
+
+
+def _blurred(mask: Mask, sigma: float) -> Mask:
+    if sigma == 0:
+        return mask
+    grey = Pillow.fromarray((mask.clip(0, 1) * 255).astype(np.uint8))
+    return np.asarray(grey.filter(ImageFilter.GaussianBlur(sigma)), np.float32) / np.float32(255)
+
+
+def _without_holes(mask: Mask) -> Mask:
+    """Fill what is not masked and cannot be reached from the border."""
+    empty = mask <= 0
+    border = empty.copy()
+    border[1:-1, 1:-1] = False
+    outside = connected(border, empty, diagonal=False)
+    return np.where(empty & ~outside, np.float32(1), mask)
 
 
 @node(

@@ -1,15 +1,17 @@
-"""Model nodes: text, latents and the sampler. Results are described by keys."""
+"""Samplers: they take their steps' time and describe what sampling would have made."""
 
-import numpy as np
+from dataclasses import dataclass, replace
 
 from gpu_server.simulator import pictures
-from gpu_server.simulator.nodes.table import Context, node
+from gpu_server.simulator.nodes.table import Context, choice, node
 from gpu_server.simulator.values import (
     Conditioning,
-    Image,
+    Described,
+    Guider,
     Latent,
     LatentFrame,
     Model,
+    Sigmas,
     key_of,
 )
 
@@ -68,107 +70,56 @@ SCHEDULERS = [
     "linear_quadratic",
     "kl_optimal",
 ]
+_SEED = (
+    "INT",
+    {"default": 0, "min": 0, "max": 18446744073709551615, "control_after_generate": True},
+)
+_CFG = ("FLOAT", {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01})
+_STEP = {"min": 0, "max": 10000, "advanced": True}
+_SIDE = {"default": 1024, "min": 16, "max": 16384, "step": 1}
 _PREVIEW_SIZE = 512
 
 
-@node(
-    "CLIPTextEncode",
-    display_name="CLIP Text Encode (Prompt)",
-    category="conditioning",
-    inputs={"text": ("STRING", {"multiline": True, "dynamicPrompts": True}), "clip": ("CLIP",)},
-    outputs=("CONDITIONING",),
-)
-def clip_text_encode(_: Context, *, text: str, clip: Model) -> tuple[Conditioning]:
-    """Describe a text as seen by a text encoder."""
-    return (Conditioning(key_of(clip.key, text)),)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sampling:
+    """What a sampler is to do with a latent."""
+
+    key: str
+    """Everything the drawing depends on besides its place in the batch."""
+    model: Model
+    positive: Conditioning
+    strength: float
+    steps: int
 
 
-@node(
-    "ConditioningZeroOut",
-    category="advanced/conditioning",
-    inputs={"conditioning": ("CONDITIONING",)},
-    outputs=("CONDITIONING",),
-)
-def conditioning_zero_out(_: Context, *, conditioning: Conditioning) -> tuple[Conditioning]:
-    """Forget what a conditioning says."""
-    return (Conditioning(key_of("zero", bool(conditioning.key))),)
+def sampled(context: Context, latent: Latent, sampling: Sampling) -> Latent:
+    """Take the steps' time and describe each frame as drawn over what was there."""
+    positive = sampling.positive
+    masks = [None] * len(latent.frames) if latent.mask is None else latent.mask
+    frames = tuple(
+        LatentFrame(
+            key_of(sampling.key, index),
+            frame if sampling.strength < 1 or latent.mask is not None else None,
+            sampling.strength,
+            mask=masks[index % len(masks)],
+            references=positive.references,
+            control=sampling.model.control,
+            start=frame.start if positive.start is None else positive.start,
+        )
+        for index, frame in enumerate(latent.frames)
+    )
+
+    def preview() -> bytes:
+        return pictures.preview_jpeg(frames[0].key, latent.width, latent.height, _PREVIEW_SIZE)
+
+    for done in range(1, sampling.steps + 1):
+        context.step(done, sampling.steps, preview)
+    return replace(latent, frames=frames)
 
 
-@node(
-    "FluxGuidance",
-    category="advanced/conditioning/flux",
-    module="comfy_extras.nodes_flux",
-    v3=True,
-    inputs={
-        "conditioning": ("CONDITIONING", {}),
-        "guidance": ("FLOAT", {"default": 3.5, "min": 0.0, "max": 100.0, "step": 0.1}),
-    },
-    outputs=("CONDITIONING",),
-)
-def flux_guidance(
-    _: Context, *, conditioning: Conditioning, guidance: float
-) -> tuple[Conditioning]:
-    """Attach a guidance strength."""
-    return (Conditioning(key_of(conditioning.key, "guidance", guidance)),)
-
-
-@node(
-    "ModelSamplingAuraFlow",
-    category="advanced/model",
-    module="comfy_extras.nodes_model_advanced",
-    inputs={
-        "model": ("MODEL",),
-        "shift": ("FLOAT", {"default": 1.73, "min": 0.0, "max": 100.0, "step": 0.01}),
-    },
-    outputs=("MODEL",),
-)
-def model_sampling_aura_flow(_: Context, *, model: Model, shift: float) -> tuple[Model]:
-    """Shift the noise schedule."""
-    return (Model(key_of(model.key, "aura_flow", shift)),)
-
-
-def _empty(width: int, height: int, batch_size: int) -> tuple[Latent]:
-    # A latent has one cell for 8 by 8 pixels: sizes are cut down to multiples of 8.
-    frames = (LatentFrame(),) * batch_size
-    return (Latent(width // 8 * 8, height // 8 * 8, frames),)
-
-
-_BATCH = ("INT", {"default": 1, "min": 1, "max": 4096})
-
-
-@node(
-    "EmptyLatentImage",
-    display_name="Empty Latent Image",
-    category="latent",
-    inputs={
-        "width": ("INT", {"default": 512, "min": 16, "max": 16384, "step": 8}),
-        "height": ("INT", {"default": 512, "min": 16, "max": 16384, "step": 8}),
-        "batch_size": _BATCH,
-    },
-    outputs=("LATENT",),
-)
-def empty_latent_image(_: Context, *, width: int, height: int, batch_size: int) -> tuple[Latent]:
-    """Make blank latents."""
-    return _empty(width, height, batch_size)
-
-
-@node(
-    "EmptySD3LatentImage",
-    category="latent/sd3",
-    module="comfy_extras.nodes_sd3",
-    v3=True,
-    inputs={
-        "width": ("INT", {"default": 1024, "min": 16, "max": 16384, "step": 16}),
-        "height": ("INT", {"default": 1024, "min": 16, "max": 16384, "step": 16}),
-        "batch_size": _BATCH,
-    },
-    outputs=("LATENT",),
-)
-def empty_sd3_latent_image(
-    _: Context, *, width: int, height: int, batch_size: int
-) -> tuple[Latent]:
-    """Make blank latents of the 16-channel kind."""
-    return _empty(width, height, batch_size)
+def _followed(positive: Conditioning, negative: Conditioning, cfg: float) -> tuple[str | None, ...]:
+    """Return what of the texts counts: at cfg 1 the negative one is left out."""
+    return positive.key, negative.key if cfg != 1 else None
 
 
 @node(
@@ -210,68 +161,196 @@ def ksampler(
     latent_image: Latent,
     denoise: float,
 ) -> tuple[Latent]:
-    """Take the steps' time and describe what sampling would have made."""
+    """Sample a latent anew, or change it as far as `denoise` says."""
     latent = latent_image
     if denoise == 0:
         return (latent,)
     # `denoise` is not in the key: it says how strongly the same drawing covers what was there.
     key = key_of(
-        *(model.key, positive.key, negative.key if cfg != 1 else None, seed, steps, cfg),
+        *(model.key, *_followed(positive, negative, cfg), seed, steps, cfg),
         *(sampler_name, scheduler, latent.width, latent.height),
     )
-    frames = tuple(
-        LatentFrame(key_of(key, index), frame if denoise < 1 else None, denoise)
-        for index, frame in enumerate(latent.frames)
-    )
-
-    def preview() -> bytes:
-        return pictures.preview_jpeg(frames[0].key, latent.width, latent.height, _PREVIEW_SIZE)
-
-    for done in range(1, steps + 1):
-        context.step(done, steps, preview)
-    return (Latent(latent.width, latent.height, frames),)
+    sampling = Sampling(key=key, model=model, positive=positive, strength=denoise, steps=steps)
+    return (sampled(context, latent, sampling),)
 
 
 @node(
-    "VAEDecode",
-    display_name="VAE Decode",
-    category="latent",
-    inputs={"samples": ("LATENT",), "vae": ("VAE",)},
-    outputs=("IMAGE",),
-)
-def vae_decode(_: Context, *, samples: Latent, vae: Model) -> tuple[Image]:
-    """Draw each latent and put the mark on it."""
-    frames = [render(frame, samples.width, samples.height, vae) for frame in samples.frames]
-    return (np.stack([pictures.marked(frame) for frame in frames]),)
-
-
-def render(frame: LatentFrame, width: int, height: int, vae: Model) -> Image:
-    """Draw a latent without the mark: rows, columns, RGB."""
-    if isinstance(frame.base, LatentFrame):
-        base = render(frame.base, width, height, vae)
-    elif frame.base is not None:
-        base = frame.base
-    else:
-        base = np.full((height, width, 3), 127, np.uint8)
-    if not frame.key:
-        return base
-    drawn = pictures.draw(key_of(frame.key, vae.key), width, height)
-    return pictures.blend(base, drawn, frame.strength) if frame.strength < 1 else drawn
-
-
-@node(
-    "VAEEncode",
-    display_name="VAE Encode",
-    category="latent",
-    inputs={"pixels": ("IMAGE",), "vae": ("VAE",)},
+    "KSamplerAdvanced",
+    display_name="KSampler (Advanced)",
+    category="sampling",
+    inputs={
+        "model": ("MODEL",),
+        "add_noise": (["enable", "disable"], {"advanced": True}),
+        "noise_seed": _SEED,
+        "steps": ("INT", {"default": 20, "min": 1, "max": 10000}),
+        "cfg": _CFG,
+        "sampler_name": (SAMPLERS,),
+        "scheduler": (SCHEDULERS,),
+        "positive": ("CONDITIONING",),
+        "negative": ("CONDITIONING",),
+        "latent_image": ("LATENT",),
+        "start_at_step": ("INT", {"default": 0, **_STEP}),
+        "end_at_step": ("INT", {"default": 10000, **_STEP}),
+        "return_with_leftover_noise": (["disable", "enable"], {"advanced": True}),
+    },
     outputs=("LATENT",),
 )
-def vae_encode(_: Context, *, pixels: Image, vae: Model) -> tuple[Latent]:
-    """Keep pictures as latents, cropped about the middle to multiples of 8."""
-    if not vae.key:
-        raise ValueError("the VAE is empty")
-    height, width = (side // 8 * 8 for side in pixels.shape[1:3])
-    top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
-    cropped = pixels[:, top : top + height, left : left + width, :3]
-    frames = tuple(LatentFrame(base=frame) for frame in cropped)
-    return (Latent(width, height, frames),)
+def ksampler_advanced(
+    context: Context,
+    *,
+    model: Model,
+    add_noise: str,
+    noise_seed: int,
+    steps: int,
+    cfg: float,
+    sampler_name: str,
+    scheduler: str,
+    positive: Conditioning,
+    negative: Conditioning,
+    latent_image: Latent,
+    start_at_step: int,
+    end_at_step: int,
+    return_with_leftover_noise: str,
+) -> tuple[Latent]:
+    """Take some of a schedule's steps; the next sampler goes on where this one stopped."""
+    latent = latent_image
+    count = min(end_at_step, steps) - start_at_step
+    if count <= 0:
+        return (latent,)
+    before = [frame.key for frame in latent.frames]
+    key = key_of(
+        *(model.key, *_followed(positive, negative, cfg), noise_seed, steps, cfg),
+        *(sampler_name, scheduler, add_noise, start_at_step, end_at_step),
+        *(return_with_leftover_noise, before, latent.width, latent.height),
+    )
+    # Without new noise it finishes what another sampler began, and that is drawn over wholly.
+    strength = 1 - start_at_step / steps if add_noise == "enable" else 1.0
+    sampling = Sampling(key=key, model=model, positive=positive, strength=strength, steps=count)
+    return (sampled(context, latent, sampling),)
+
+
+@node(
+    "RandomNoise",
+    category="sampling/custom_sampling/noise",
+    module="comfy_extras.nodes_custom_sampler",
+    v3=True,
+    inputs={"noise_seed": _SEED},
+    outputs=("NOISE",),
+)
+def random_noise(_: Context, *, noise_seed: int) -> tuple[Described]:
+    """Describe noise by its seed."""
+    return (Described(key_of("noise", noise_seed)),)
+
+
+@node(
+    "KSamplerSelect",
+    category="sampling/custom_sampling/samplers",
+    module="comfy_extras.nodes_custom_sampler",
+    v3=True,
+    inputs={"sampler_name": choice(SAMPLERS)},
+    outputs=("SAMPLER",),
+)
+def ksampler_select(_: Context, *, sampler_name: str) -> tuple[Described]:
+    """Name a sampler."""
+    return (Described(key_of("sampler", sampler_name)),)
+
+
+@node(
+    "Flux2Scheduler",
+    category="sampling/custom_sampling/schedulers",
+    module="comfy_extras.nodes_flux",
+    v3=True,
+    inputs={
+        "steps": ("INT", {"default": 20, "min": 1, "max": 4096}),
+        "width": ("INT", _SIDE),
+        "height": ("INT", _SIDE),
+    },
+    outputs=("SIGMAS",),
+)
+def flux2_scheduler(_: Context, *, steps: int, width: int, height: int) -> tuple[Sigmas]:
+    """Lay out steps for a picture of a size."""
+    return (Sigmas(key=key_of("flux2", steps, width, height), steps=steps, strength=1.0),)
+
+
+@node(
+    "SplitSigmasDenoise",
+    category="sampling/custom_sampling/sigmas",
+    module="comfy_extras.nodes_custom_sampler",
+    v3=True,
+    inputs={
+        "sigmas": ("SIGMAS", {}),
+        "denoise": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}),
+    },
+    outputs=("SIGMAS", "SIGMAS"),
+    output_names=("high_sigmas", "low_sigmas"),
+)
+def split_sigmas_denoise(_: Context, *, sigmas: Sigmas, denoise: float) -> tuple[Sigmas, Sigmas]:
+    """Split a schedule so that the second part begins with that share of the steps left."""
+    low = round(sigmas.steps * denoise)
+    strength = sigmas.strength * low / sigmas.steps if sigmas.steps else 0.0
+    return (
+        Sigmas(key=key_of(sigmas, "high"), steps=sigmas.steps - low, strength=sigmas.strength),
+        # How much is left is not in the key: the same drawing covers more or less.
+        Sigmas(key=key_of(sigmas, "low"), steps=low, strength=strength),
+    )
+
+
+@node(
+    "CFGGuider",
+    display_name="CFG Guider",
+    category="sampling/custom_sampling/guiders",
+    module="comfy_extras.nodes_custom_sampler",
+    v3=True,
+    inputs={
+        "model": ("MODEL", {}),
+        "positive": ("CONDITIONING", {}),
+        "negative": ("CONDITIONING", {}),
+        "cfg": _CFG,
+    },
+    outputs=("GUIDER",),
+)
+def cfg_guider(
+    _: Context, *, model: Model, positive: Conditioning, negative: Conditioning, cfg: float
+) -> tuple[Guider]:
+    """Put together what a sampler follows."""
+    key = key_of(model.key, *_followed(positive, negative, cfg), cfg)
+    return (Guider(key=key, model=model, positive=positive),)
+
+
+@node(
+    "SamplerCustomAdvanced",
+    category="sampling/custom_sampling",
+    module="comfy_extras.nodes_custom_sampler",
+    v3=True,
+    inputs={
+        "noise": ("NOISE", {}),
+        "guider": ("GUIDER", {}),
+        "sampler": ("SAMPLER", {}),
+        "sigmas": ("SIGMAS", {}),
+        "latent_image": ("LATENT", {}),
+    },
+    outputs=("LATENT", "LATENT"),
+    output_names=("output", "denoised_output"),
+)
+def sampler_custom_advanced(
+    context: Context,
+    *,
+    noise: Described,
+    guider: Guider,
+    sampler: Described,
+    sigmas: Sigmas,
+    latent_image: Latent,
+) -> tuple[Latent, Latent]:
+    """Sample a latent by parts that were put together before."""
+    if sigmas.steps == 0:
+        return latent_image, latent_image
+    key = key_of(noise, guider, sampler, sigmas, latent_image.width, latent_image.height)
+    sampling = Sampling(
+        key=key,
+        model=guider.model,
+        positive=guider.positive,
+        strength=sigmas.strength,
+        steps=sigmas.steps,
+    )
+    result = sampled(context, latent_image, sampling)
+    return result, result

@@ -1,80 +1,34 @@
-"""Output nodes: saved and previewed pictures, and text."""
+"""Output nodes for pictures: saved, previewed, animated."""
 
 import json
 import random
 import string
-import time
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from PIL import Image as Pillow
 
 from gpu_server.simulator import png
+from gpu_server.simulator.nodes.files import PNG_INPUTS, listed, place, told
 from gpu_server.simulator.nodes.masks import mask_to_image
 from gpu_server.simulator.nodes.table import Context, Shown, node
 from gpu_server.simulator.values import Image, Mask
 
 _METHODS = {"default": 4, "fastest": 0, "slowest": 6}
 _EXIF_MODEL, _EXIF_SOFTWARE = 0x0110, 0x0131
-_PNG_INPUTS = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
-
-
-def _expanded(prefix: str, width: int, height: int) -> str:
-    if "%" not in prefix:
-        return prefix
-    now = time.localtime()
-    names = {"width": str(width), "height": str(height), "year": str(now.tm_year)}
-    fields = ("month", now.tm_mon), ("day", now.tm_mday), ("hour", now.tm_hour)
-    for name, value in (*fields, ("minute", now.tm_min), ("second", now.tm_sec)):
-        names[name] = f"{value:02}"
-    for name, text in names.items():
-        prefix = prefix.replace(f"%{name}%", text)
-    return prefix
-
-
-def _next_counter(folder: Path, stem: str) -> int:
-    highest = 0
-    for path in folder.iterdir():
-        if path.name.startswith(f"{stem}_"):
-            digits = path.name[len(stem) + 1 :].split("_")[0]
-            highest = max(highest, int(digits) if digits.isdecimal() else 0)
-    return highest + 1
-
-
-def place(context: Context, kind: str, prefix: str, size: tuple[int, int]) -> tuple[Path, str, int]:
-    """Return the folder a prefix leads to, the files' stem, and the next free counter."""
-    target = context.folders.within(kind, _expanded(prefix, *size))
-    base = context.folders.directory(kind)
-    if target is None or target == base:
-        message = "**** ERROR: Saving image outside the output folder is not allowed."
-        raise Exception(message)  # noqa: TRY002 - ComfyUI reports this very type
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target.parent, target.name, _next_counter(target.parent, target.name)
 
 
 def _save(context: Context, images: Image, kind: str, prefix: str) -> Shown:
     height, width = images.shape[1:3]
     folder, stem, counter = place(context, kind, prefix, (width, height))
-    texts = {"prompt": json.dumps(context.graph)}
-    texts |= {key: json.dumps(value) for key, value in context.extra_pnginfo.items()}
-    texts["engine"] = "simulator"
+    texts = told(context)
     saved: list[dict[str, Any]] = []
     for index, frame in enumerate(images):
         # ComfyUI numbers files of one batch on from the counter; %batch_num% stands for the index.
         name = f"{stem.replace('%batch_num%', str(index))}_{counter + index:05}_.png"
         png.write(folder / name, frame, texts, context.output_bytes)
-        saved.append(_file(context, folder / name, kind))
+        saved.append(listed(context, folder / name, kind))
     return Shown(ui={"images": saved})
-
-
-def _file(context: Context, path: Path, kind: str) -> dict[str, Any]:
-    subfolder = path.parent.relative_to(context.folders.directory(kind)).as_posix()
-    return {
-        "filename": path.name,
-        "subfolder": "" if subfolder == "." else subfolder,
-        "type": kind,
-    }
 
 
 @node(
@@ -82,7 +36,7 @@ def _file(context: Context, path: Path, kind: str) -> dict[str, Any]:
     display_name="Save Image",
     category="image",
     inputs={"images": ("IMAGE",), "filename_prefix": ("STRING", {"default": "ComfyUI"})},
-    hidden=_PNG_INPUTS,
+    hidden=PNG_INPUTS,
     output_node=True,
 )
 def save_image(context: Context, *, images: Image, filename_prefix: str) -> Shown:
@@ -95,7 +49,7 @@ def save_image(context: Context, *, images: Image, filename_prefix: str) -> Show
     display_name="Preview Image",
     category="image",
     inputs={"images": ("IMAGE",)},
-    hidden=_PNG_INPUTS,
+    hidden=PNG_INPUTS,
     output_node=True,
 )
 def preview_image(context: Context, *, images: Image) -> Shown:
@@ -104,41 +58,12 @@ def preview_image(context: Context, *, images: Image) -> Shown:
     return _save(context, images, "temp", f"ComfyUI_temp_{suffix}")
 
 
-_CODECS = {"vp9": "libvpx-vp9", "av1": "libsvtav1"}
-
-
-@node(
-    "SaveWEBM",
-    category="image/video",
-    module="comfy_extras.nodes_video",
-    v3=True,
-    experimental=True,
-    inputs={
-        "images": ("IMAGE", {}),
-        "filename_prefix": ("STRING", {"default": "ComfyUI", "multiline": False}),
-        "codec": ("COMBO", {"multiselect": False, "options": list(_CODECS)}),
-        "fps": ("FLOAT", {"default": 24.0, "min": 0.01, "max": 1000.0, "step": 0.01}),
-        "crf": ("FLOAT", {"default": 32.0, "min": 0, "max": 63.0, "step": 1}),
-    },
-    hidden=_PNG_INPUTS,
-    output_node=True,
-)
-def save_webm(
-    _: Context, *, images: Image, filename_prefix: str, codec: str, fps: float, crf: float
-) -> Shown:
-    """Fail: there is no video encoder here. The class is declared for its unchecked choice."""
-    wanted = f"{_CODECS[codec]} at {fps} frames a second, crf {crf}"
-    raise NotImplementedError(
-        f"the simulator encodes no video: {len(images)} frames for {filename_prefix} with {wanted}"
-    )
-
-
 @node(
     "MaskPreview",
     category="mask",
     module="comfy_extras.nodes_mask",
     inputs={"mask": ("MASK",)},
-    hidden=_PNG_INPUTS,
+    hidden=PNG_INPUTS,
     output_node=True,
 )
 def mask_preview(context: Context, *, mask: Mask) -> Shown:
@@ -174,7 +99,7 @@ def save_image_websocket(context: Context, *, images: Image) -> tuple[()]:
         "quality": ("INT", {"default": 80, "min": 0, "max": 100}),
         "method": (list(_METHODS),),
     },
-    hidden=_PNG_INPUTS,
+    hidden=PNG_INPUTS,
     output_node=True,
 )
 def save_animated_webp(
@@ -205,30 +130,4 @@ def save_animated_webp(
         method=_METHODS[method],
         exif=exif,
     )
-    return Shown(ui={"images": [_file(context, path, "output")], "animated": [True]})
-
-
-@node(
-    "PreviewAny",
-    display_name="Preview Any",
-    category="utils",
-    module="comfy_extras.nodes_preview_any",
-    inputs={"source": ("*", {})},
-    output_node=True,
-)
-def preview_any(_: Context, *, source: object = None) -> Shown:
-    """Show any value as text."""
-    return Shown(ui={"text": [_text(source)]})
-
-
-def _text(source: object) -> str:
-    if isinstance(source, str):
-        return source
-    if isinstance(source, int | float | bool):
-        return str(source)
-    if source is None:
-        return "None"
-    try:
-        return json.dumps(source)
-    except TypeError:
-        return str(source)
+    return Shown(ui={"images": [listed(context, path, "output")], "animated": [True]})

@@ -25,7 +25,9 @@ class InputImages:
 
 
 InputType = str | list[str] | ModelFiles | InputImages
-Spec = tuple[InputType] | tuple[InputType, dict[str, Any]]
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
+Detailed = tuple[InputType, dict[str, Any]]
+Spec = tuple[InputType] | Detailed
 Specs = dict[str, Spec]
 
 
@@ -112,13 +114,15 @@ class NodeClass:
         resolved: dict[str, tuple[str | list[str], dict[str, Any], bool]] = {}
         for specs, required in ((self.required, True), (self.optional, False)):
             for name, spec in specs.items():
-                options = spec[1] if len(spec) > 1 else {}
+                options = _options(spec[1], folders) if len(spec) > 1 else {}
                 resolved[name] = (_resolved(spec[0], folders), options, required)
         return resolved
 
     def declares(self, name: str) -> bool:
-        """Tell whether the node has such an input."""
-        return name in self.required or name in self.optional
+        """Tell whether the node has such an input, or one that a choice brings: `format.codec`."""
+        owner, _, inner = name.partition(".")
+        spec = self.required.get(owner) or self.optional.get(owner)
+        return spec is not None and (not inner or spec[0] == DYNAMIC)
 
     def describe(self, folders: Folders) -> dict[str, Any]:
         """Return this class's entry of `/object_info`."""
@@ -160,8 +164,34 @@ def _resolved(kind: InputType, folders: Folders) -> str | list[str]:
             return kind
 
 
+def _options(options: dict[str, Any], folders: Folders) -> dict[str, Any]:
+    """Return an input's options; the newer form of a choice keeps its files there."""
+    files = options.get("options")
+    return {**options, "options": _resolved(files, folders)} if files is not None else options
+
+
 def _listed(specs: Specs, folders: Folders) -> dict[str, Any]:
-    return {name: [_resolved(spec[0], folders), *spec[1:]] for name, spec in specs.items()}
+    return {
+        name: [_resolved(spec[0], folders), *(_options(each, folders) for each in spec[1:])]
+        for name, spec in specs.items()
+    }
+
+
+def choice(options: list[str] | ModelFiles, **more: object) -> Detailed:
+    """Declare a choice in ComfyUI's newer form."""
+    return ("COMBO", {"multiselect": False, "options": options, **more})
+
+
+def dynamic(choices: Mapping[str, Mapping[str, Spec]], **more: object) -> Detailed:
+    """Declare a choice that brings inputs of its own, which a prompt gives as `name.input`.
+
+    The node's function takes these under `**`, for their names are no identifiers.
+    """
+    options = [
+        {"key": key, "inputs": {"required": {name: list(spec) for name, spec in specs.items()}}}
+        for key, specs in choices.items()
+    ]
+    return (DYNAMIC, {"options": options, **more})
 
 
 NODE_CLASSES: dict[str, NodeClass] = {}

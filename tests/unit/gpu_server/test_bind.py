@@ -164,7 +164,10 @@ def test_the_literal_of_a_key_left_out_is_reported() -> None:
     assert bound(loras=[STYLE]).params["loras"] == [{"name": "style.safetensors", "scale": 1.0}]
 
 
-@given(st.lists(st.sampled_from([INK, STYLE]), max_size=8), st.sampled_from(sorted(bundled())))
+@given(
+    st.lists(st.sampled_from([INK, STYLE]), max_size=8),
+    st.sampled_from(["checkpoint", "flux1-dev", "z-image-turbo"]),
+)
 def test_no_expansion_leaves_a_link_to_nowhere(loras: list[Any], name: str) -> None:
     graph = bound(name, {"loras": loras}).graph
     assert all(source in graph for _, _, source, _ in links(graph))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gpu_server import fetch
-from gpu_server.fetch import Fetcher, FetchError, is_public, origin_of
+from gpu_server.fetch import Fetcher, FetchError, check_address, is_public, origin_of
 from tests.support.asgi import serving
 
 Send = Callable[[Any], Awaitable[None]]
@@ -207,10 +207,44 @@ async def test_a_download_that_drags_on_is_given_up(site: Site) -> None:
     assert (error.code, error.retryable) == ("fetch_timeout", True)
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "127.1",
+        "0x7f000001",
+        "2130706433",
+        "10.0.0.1:8080",
+        "[::1]",
+        "[::ffff:10.0.0.1]",
+        "[fe80::1%25eth0]",
+        "localhost",
+        "localhost.",
+        "a.LOCALHOST:80",
+        "[",
+        "example.com:0",
+        "example.com:65536",
+        "user@example.com",
+        "",
+    ],
+)
+def test_what_would_never_be_fetched_is_told_without_looking_it_up(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = resolving(monkeypatch, "93.184.216.34")
+    with pytest.raises(FetchError) as error:
+        check_address(f"http://{host}/x")
+    assert error.value.code == "url_refused"
+    for good in ("8.8.8.8", "[2606:4700::1111]", "example.com:8443", "bücher.example"):
+        check_address(f"https://{good}/x")
+    assert asked == []
+
+
 @pytest.mark.parametrize("path", ["/404", "/503"])
 async def test_an_error_of_the_other_side_says_whether_to_try_again(site: Site, path: str) -> None:
     error = await refused(site.url + path, site.url)
-    assert (error.code, error.retryable) == ("fetch_failed", path == "/503")
+    code = "fetch_failed" if path == "/503" else "file_not_found"
+    assert (error.code, error.retryable) == (code, path == "/503")
 
 
 async def test_a_compressed_answer_is_refused(site: Site) -> None:

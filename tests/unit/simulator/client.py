@@ -213,6 +213,40 @@ class Simulator:
         assert answer.status_code == 200, answer.text
         return answer.content
 
+    def upload(self, name: str, pixels: NDArray[np.uint8]) -> None:
+        """Put a picture into input/."""
+        file = BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        fields = {"overwrite": "true"}
+        answer = self.http.post(
+            "/upload/image", files={"image": (name, file.getvalue())}, data=fields
+        )
+        assert answer.status_code == 200, answer.text
+
+    def outputs(self, graph: Graph) -> list[tuple[str, bytes]]:
+        """Names and contents of every file of a run that went well, whatever its kind."""
+        entry = self.run(graph)
+        assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+        return [(file["filename"], self.download(file)) for file in all_files(entry)]
+
+    def output(self, graph: Graph) -> bytes:
+        """The only file of a run."""
+        ((_, content),) = self.outputs(graph)
+        return content
+
+    def text(self, graph: Graph) -> str:
+        """The only text that a run showed."""
+        entry = self.run(graph)
+        assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+        (text,) = [text for ui in entry["outputs"].values() for text in ui.get("text", [])]
+        return text
+
+    def failure(self, graph: Graph) -> Json:
+        """How a run failed."""
+        event, data = self.run(graph)["status"]["messages"][-1]
+        assert event == "execution_error"
+        return data
+
     def pixels(self, graph: Graph) -> list[NDArray[np.uint8]]:
         """The saved pictures of a run."""
         entry = self.run(graph)
@@ -222,6 +256,12 @@ class Simulator:
 
 def saved_files(entry: Json) -> list[Json]:
     return [file for ui in entry["outputs"].values() for file in ui.get("images", [])]
+
+
+def all_files(entry: Json) -> list[Json]:
+    """Everything that has a file name, whatever the node calls it."""
+    shown = [item for ui in entry["outputs"].values() for items in ui.values() for item in items]
+    return [item for item in shown if isinstance(item, dict) and "filename" in item]
 
 
 def ending(entry: Json) -> str:

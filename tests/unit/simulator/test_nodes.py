@@ -28,8 +28,19 @@ def solid(value: float, width: int = 6, height: int = 4) -> Json:
 
 @pytest.mark.parametrize("node_class", NODE_CLASSES.values(), ids=lambda known: known.name)
 def test_a_node_takes_exactly_the_inputs_it_declares(node_class: NodeClass) -> None:
-    parameters = list(inspect.signature(node_class.execute).parameters)[1:]
-    assert set(parameters) == {*node_class.required, *node_class.optional}
+    parameters = list(inspect.signature(node_class.execute).parameters.values())[1:]
+    named = {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
+    declared = {*node_class.required, *node_class.optional}
+    # A function that ends in ** does not look at every input.
+    ignores = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    assert named <= declared if ignores else named == declared
+    # What a dynamic choice brings has a dot in its name and can come in no other way.
+    kinds = {
+        spec[0]
+        for spec in (*node_class.required.values(), *node_class.optional.values())
+        if isinstance(spec[0], str)
+    }
+    assert ignores or "COMFY_DYNAMICCOMBO_V3" not in kinds
     assert len(node_class.outputs) == len(node_class.output_names)
     assert node_class.outputs or node_class.output_node
 

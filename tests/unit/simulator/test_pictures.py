@@ -6,24 +6,13 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from gpu_server.simulator import pictures, png
 from gpu_server.simulator.values import key_of
 
 from .client import Graph, Simulator, node, saved_files, text_to_image
-
-Pixels = NDArray[np.uint8]
-
-
-def has_mark(picture: Pixels) -> bool:
-    """The banner is the only thing in a picture with this dark grey beside pure white."""
-    height, width = picture.shape[:2]
-    blank = np.full((height, width, 3), 99, np.uint8)
-    banner = pictures.marked(blank)
-    covered = (banner != blank).any(axis=2)
-    return bool(np.array_equal(picture[covered], banner[covered]))
+from .scenes import Pixels, has_mark
 
 
 def test_the_same_inputs_give_the_same_pixels_after_everything_is_forgotten(sim: Simulator) -> None:
