@@ -5,6 +5,7 @@ GatewayError
 │   ├── InvalidParameters     422   a field is wrong; `errors` names each one
 │   ├── UnknownVariant        422   `variant` names nothing we have
 │   ├── ModelNotInstalled     422   a LoRA or checkpoint no GPU service lists
+│   ├── PolicyViolation       422   asks for what this installation does not make
 │   ├── IdempotencyKeyReused  422   the same key came with another body
 │   ├── Unauthorized          401   no key, or a wrong one
 │   ├── Forbidden             403   a link is expired or its signature does not fit
@@ -120,6 +121,17 @@ class ModelNotInstalled(InvalidParameters):
 
     code = "model_not_installed"
     title = "That model is not installed"
+
+
+class PolicyViolation(InvalidParameters):
+    """It asks for what this installation does not make; `errors` names the field."""
+
+    code = "policy_violation"
+    title = "That is not made here"
+
+    def __init__(self, errors: Sequence[FieldError], *, rule: str = "") -> None:
+        super().__init__(errors)
+        self.rule = rule
 
 
 class IdempotencyKeyReused(UsageError):

@@ -64,6 +64,24 @@ class JobError:
     kind: FailureKind = "fatal"
 
 
+INPUTS_PREFIX = "inputs"
+"""Key prefix of files that came inside a call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A file a job reads: one in our storage (`key`), or at an address of the caller's (`url`)."""
+
+    media_type: str
+    """Of a foreign file only what its name and its parameter suggest."""
+    url: str | None = None
+    key: str | None = None
+    sha256: str | None = None
+    bytes: int | None = None
+    stored: bool = False
+    """It came with the call itself and lies in storage for this job alone."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """What a tool asks a backend to do, complete: every default filled, the seed drawn."""
@@ -80,6 +98,8 @@ class Call:
     extensions: dict[str, str] = field(default_factory=dict[str, str])
     """File name extension by output, without the dot; `png` where an output is not named."""
     timeout_s: float = 3600
+    inputs: dict[str, tuple[Source, ...]] = field(default_factory=dict[str, tuple[Source, ...]])
+    """Files it reads, by parameter; absent from rows of former versions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,9 +17,11 @@ from gateway.backends.sidecar import Sidecar, name_of
 from gateway.catalogue import Catalogue
 from gateway.clock import SystemClock
 from gateway.db import Database
+from gateway.db.jobs import JobRows
 from gateway.db.limits import waiting_by_caller
 from gateway.db.timings import Timings
 from gateway.db.trained_models import TrainedModels
+from gateway.inputs import Inputs
 from gateway.jobs.engine import Jobs, JobSettings
 from gateway.jobs.eta import Etas
 from gateway.jobs.files import RunFiles
@@ -28,6 +30,7 @@ from gateway.jobs.receivers import Receivers
 from gateway.jobs.sweep import Retention, Sweep
 from gateway.jobs.webhooks import Webhooks
 from gateway.security.api_keys import RequireKey
+from gateway.security.policy import Policy, PolicyUnusable, load_policy
 from gateway.security.signing import SignedFileNames, Signer, load_secret, webhook_secret
 from gateway.settings import Settings
 from gateway.storage.disk import DiskSpace
@@ -107,6 +110,7 @@ def build(settings: Settings, backends: Sequence[WatchedBackend] | None = None) 
     webhooks = _webhooks(settings, secret, db, jobs, storage)
     for sidecar in sidecars:
         sidecar.on_change = jobs.look_again
+    inputs = _inputs(settings, db, storage, signer)
     disk = DiskSpace(settings.written_folders, least_mb=settings.min_free_disk_mb)
     context = Context(
         settings=settings,
@@ -119,7 +123,9 @@ def build(settings: Settings, backends: Sequence[WatchedBackend] | None = None) 
         catalogue=catalogue,
         jobs=jobs,
         webhooks=webhooks,
-        submission=_submission(settings, db, catalogue, models, jobs, webhooks=webhooks, disk=disk),
+        submission=_submission(
+            settings, db, catalogue, models, jobs, webhooks=webhooks, disk=disk, inputs=inputs
+        ),
     )
     return Runtime(
         context=context,
@@ -164,6 +170,7 @@ def _submission(
     *,
     webhooks: Webhooks,
     disk: DiskSpace,
+    inputs: Inputs,
 ) -> Submission:
     timeouts = dict(settings.tool_timeouts)
     unknown = timeouts.keys() - {tool.name for tool in TOOLS}
@@ -189,8 +196,30 @@ def _submission(
         limits=limits,
         etas=etas,
         disk=disk,
+        inputs=inputs,
+        policy=_policy(settings),
         check_webhook=webhooks.check,
         timeouts=timeouts,
+    )
+
+
+def _policy(settings: Settings) -> Policy:
+    try:
+        return load_policy(settings)
+    except PolicyUnusable as error:
+        raise Misconfigured(str(error)) from None
+
+
+def _inputs(settings: Settings, db: Database, storage: LocalStorage, signer: Signer) -> Inputs:
+    own = (settings.public_url, settings.local_url, f"http://localhost:{settings.backend_port}")
+    return Inputs(
+        files=JobRows(db),
+        storage=storage,
+        names=SignedFileNames(signer),
+        clock=SystemClock(),
+        paths=frozenset(tool.files_path for tool in TOOLS if tool.files_path is not None),
+        own=tuple(address for address in own if address is not None),
+        max_inline_mb=settings.max_image_size_mb,
     )
 
 

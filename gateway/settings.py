@@ -221,6 +221,19 @@ class Settings(BaseSettings):
         description="Whether webhooks may go to loopback and private addresses.",
     )
 
+    policy: str = Field(
+        default="default",
+        max_length=300,
+        pattern=r"^(default|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
+        description="What calls must pass before they are taken: `default`, or `module:factory` "
+        "of your own.",
+    )
+    policy_extra_terms: Path | None = Field(
+        default=None,
+        description="Text file of further words and phrases the default policy refuses, one a "
+        "line. Not set: none.",
+    )
+
     @field_validator("log_level", "log_format", mode="before")
     @classmethod
     def _any_case(cls, value: object) -> object:

@@ -4,18 +4,20 @@ import hashlib
 import json
 import math
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sized
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from pydantic import JsonValue
 
 from gateway.catalogue import Catalogue, Variant
 from gateway.errors import DeadlineUnreachable, FieldError, GatewayError, InvalidParameters
+from gateway.inputs import Inputs
 from gateway.job import Call, Job, NewJob, TrainedModel, new_job_id
 from gateway.jobs.eta import Estimate, Etas
 from gateway.jobs.limits import QueueLimits
-from gateway.media import MAX_SEED, plain, step_message
+from gateway.media import MAX_SEED, media_fields, plain, step_message
+from gateway.security.policy import Policy, PolicyCall, enforce
 from gateway.storage.disk import DiskSpace
 from gateway.tool import AnyTool, JobOptions, LoraParams, ToolParams
 from gpu_server.workflow import Limits, Workflow
@@ -83,6 +85,8 @@ class Submission:
     limits: QueueLimits
     etas: Etas
     disk: DiskSpace
+    inputs: Inputs
+    policy: Policy
     check_webhook: Callable[[str], Awaitable[None]]
     """Raises InvalidParameters for an address webhooks never go to."""
     timeouts: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -99,12 +103,14 @@ class Submission:
 
         Raises what `prepare` raises, StorageFull, QueueFull and IdempotencyKeyReused.
         """
-        key = origin.idempotency_key
+        key, new = origin.idempotency_key, None
         try:
             await self.disk.require()
             new = await self.prepare(tool, params, origin, options)
             await self.limits.let_in(new.caller)
         except GatewayError:
+            if new is not None:
+                await self.discard(new)
             # What the installation has may have changed since: the first answer still stands.
             # Where nothing is refused, the write itself finds out: a read less for each call.
             if key is not None:
@@ -113,9 +119,15 @@ class Submission:
                     return made, True
             raise
         job, known = await self.jobs.submit(new)
-        if not known:
+        if known:
+            await self.discard(new)
+        else:
             self.etas.taken(new)
         return job, known
+
+    async def discard(self, new: NewJob) -> None:
+        """Remove what `prepare` has stored for a job that is not written after all."""
+        await self.inputs.discard(new.call.inputs)
 
     async def prepare(
         self,
@@ -124,17 +136,22 @@ class Submission:
         origin: Origin,
         options: JobOptions = NO_OPTIONS,
     ) -> NewJob:
-        """Do everything but the write.
+        """Do everything but the write; files inside the call are in storage afterwards.
 
-        Raises InvalidParameters, UnknownVariant, ModelNotInstalled, NotReady and
-        DeadlineUnreachable.
+        Raises InvalidParameters, UnknownVariant, ModelNotInstalled, PolicyViolation, NotReady,
+        DeadlineUnreachable, StorageFull and StorageError.
         """
         if options.webhook_url is not None:
             await self.check_webhook(options.webhook_url)
         loras = await self._loras(params)
         variant = self._variant(tool, params, loras.model)
         timeout_s = self.timeouts.get(tool.name, tool.timeout_s)
-        call = _call(tool, variant, params, loras, timeout_s)
+        files = await self.inputs.check(params, origin.caller)
+        _check_files(variant, files)
+        sent = _values(params)
+        given = {**sent, **loras.given}
+        await self._allow(tool, variant, origin, given, files)
+        call = _call(tool, variant, sent, loras, timeout_s)
         self.catalogue.require_ready(tool, variant)
         size = tool.size(call.params)
         work = (tool.name, variant.name)
@@ -142,13 +159,16 @@ class Submission:
         deadline_s = options.deadline_s or tool.deadline_s
         if eta is not None:
             _require_in_time(eta, deadline_s)
+        job_id = new_job_id()
+        # last of all: what is refused stores nothing
+        kept = await self.inputs.keep(files, job_id)
         return NewJob(
-            id=new_job_id(),
+            id=job_id,
             tool=tool.name,
             variant=variant.name,
             caller=origin.caller,
-            params={**params.bound(), **loras.given},
-            call=call,
+            params=given,
+            call=replace(call, inputs=kept) if kept else call,
             deadline_s=deadline_s,
             priority=options.priority,
             size=size,
@@ -157,6 +177,24 @@ class Submission:
             idempotency_key=origin.idempotency_key,
             request_hash=request_hash(origin) if origin.idempotency_key else None,
         )
+
+    async def _allow(
+        self,
+        tool: AnyTool,
+        variant: Variant,
+        origin: Origin,
+        given: Mapping[str, JsonValue],
+        files: Collection[str],
+    ) -> None:
+        """Ask the policy. Raises PolicyViolation."""
+        asked = PolicyCall(
+            tool=tool.name,
+            variant=variant.name,
+            caller=origin.caller,
+            params=given,
+            files=frozenset(files),
+        )
+        await enforce(self.policy, asked)
 
     def _variant(self, tool: AnyTool, params: ToolParams, model: TrainedModel | None) -> Variant:
         chosen, named = params.chosen_variant(), params.variant_field()
@@ -217,11 +255,20 @@ def _require_in_time(eta: Estimate, deadline_s: float) -> None:
     )
 
 
+def _values(params: ToolParams) -> dict[str, JsonValue]:
+    """Collect what the caller set, without files: addresses are no values of a graph."""
+    files = media_fields(type(params))
+    return {name: value for name, value in params.bound().items() if name not in files}
+
+
 def _call(
-    tool: AnyTool, variant: Variant, params: ToolParams, loras: _Loras, timeout_s: float
+    tool: AnyTool,
+    variant: Variant,
+    sent: Mapping[str, JsonValue],
+    loras: _Loras,
+    timeout_s: float,
 ) -> Call:
     workflow = variant.workflow
-    sent = params.bound()
     _check_sent(variant, sent)
     values: dict[str, JsonValue] = {**workflow.defaults, **sent}
     if variant.argument is not None:
@@ -248,17 +295,42 @@ def _call(
 def _check_sent(variant: Variant, sent: Mapping[str, JsonValue]) -> None:
     """Refuse what the variant does not take, or takes only within narrower bounds."""
     params, limits = variant.workflow.manifest.params, variant.workflow.limits
+    choices = variant.workflow.choices
     errors: list[FieldError] = []
     for name, value in sent.items():
         if name not in params:
-            message = f"{variant.name} has no such parameter: leave it out or take another variant"
-            errors.append(FieldError(field=name, code="not_taken", message=message))
+            errors.append(_not_taken(variant, name))
         elif name in limits and (found := _outside(limits[name], value)) is not None:
             code, message = found
             message = f"{message} (for {variant.name})"
             errors.append(FieldError(field=name, code=code, message=message))
+        elif value not in choices.get(name, (value,)):
+            message = f"must be one of {', '.join(map(str, choices[name]))} (for {variant.name})"
+            errors.append(FieldError(field=name, code="literal_error", message=message))
     if errors:
         raise InvalidParameters(errors)
+
+
+def _check_files(variant: Variant, files: Mapping[str, Sized]) -> None:
+    """Refuse files the variant does not read, or not so many, and a call without one it needs."""
+    params = variant.workflow.manifest.params
+    read = {name: param for name, param in params.items() if param.upload is not None}
+    errors = [_not_taken(variant, name) for name in files if name not in read]
+    for name, most in variant.workflow.files.items():
+        if len(files.get(name, ())) > most:
+            message = f"at most {most} (for {variant.name})"
+            errors.append(FieldError(field=name, code="too_long", message=message))
+    for name, param in read.items():
+        if param.required and name not in files:
+            message = f"is required (for {variant.name})"
+            errors.append(FieldError(field=name, code="missing", message=message))
+    if errors:
+        raise InvalidParameters(errors)
+
+
+def _not_taken(variant: Variant, name: str) -> FieldError:
+    message = f"{variant.name} has no such parameter: leave it out or take another variant"
+    return FieldError(field=name, code="not_taken", message=message)
 
 
 def _outside(limits: Limits, value: JsonValue) -> tuple[str, str] | None:
@@ -276,6 +348,8 @@ def _outside(limits: Limits, value: JsonValue) -> tuple[str, str] | None:
 def _slots(workflow: Workflow, values: Mapping[str, JsonValue]) -> tuple[str, ...]:
     names: list[str] = []
     for output, spec in workflow.outputs.items():
+        if spec.kind == "text":
+            continue
         most = values.get(spec.max) if isinstance(spec.max, str) else spec.max
         names += [f"{output}/{n}" for n in range(most if isinstance(most, int) else 1)]
     return tuple(names)

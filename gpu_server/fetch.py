@@ -7,10 +7,11 @@ address: a second look-up by the HTTP client, which could answer differently, ne
 import asyncio
 import hashlib
 import ipaddress
+import re
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
@@ -24,6 +25,8 @@ CHUNK = 256 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LONGEST_SIZE = 18
 _PORTS = {"http": 80, "https": 443}
+_LAST_PORT = 65_535
+_NAME = re.compile(rb"[a-zA-Z0-9._-]{1,253}")
 _NEVER = tuple(
     ipaddress.ip_network(each)
     for each in (
@@ -39,7 +42,10 @@ _NEVER = tuple(
 )
 """Not on the public internet, whatever this Python's tables say."""
 
-FetchCode = Literal["url_refused", "fetch_failed", "file_too_large", "fetch_timeout"]
+FetchCode = Literal[
+    "url_refused", "file_not_found", "fetch_failed", "file_too_large", "fetch_timeout"
+]
+_GONE = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 
 
 class FetchError(Exception):
@@ -96,6 +102,27 @@ def origin_of(url: str | httpx.URL) -> str:
     """Reduce an address to `scheme://host:port`."""
     parsed = httpx.URL(url)
     return f"{parsed.scheme}://{parsed.host}:{parsed.port or _PORTS.get(parsed.scheme, 0)}"
+
+
+def check_address(url: str) -> None:
+    """Refuse, without looking anything up, what would never be fetched; raises FetchError."""
+    parsed = _parse(url)
+    host, address = parsed.host, _literal(parsed.host)
+    if address is None and not _NAME.fullmatch(parsed.raw_host):
+        raise FetchError("url_refused", "not a valid address")
+    local = f".{host.rstrip('.')}".endswith(".localhost")
+    if local or (address is not None and not is_public(address)):
+        raise FetchError("url_refused", f"{host} is not a public address")
+
+
+def _literal(host: str) -> str | None:
+    """Read the address off a host that is written as one, in the odd ways resolvers take too."""
+    with suppress(ValueError):
+        return str(ipaddress.ip_address(host))
+    with suppress(OSError, ValueError):
+        # 127.1, 0x7f000001, 2130706433
+        return socket.inet_ntoa(socket.inet_aton(host))
+    return None
 
 
 async def resolve_public(host: str, port: int) -> str:
@@ -209,7 +236,7 @@ class Fetcher:
         status = response.status_code
         if status != HTTPStatus.OK:
             raise FetchError(
-                "fetch_failed",
+                "file_not_found" if status in _GONE else "fetch_failed",
                 f"{url.host} answered {status}",
                 retryable=response.is_server_error or status == HTTPStatus.TOO_MANY_REQUESTS,
             )
@@ -242,6 +269,8 @@ def _parse(url: str, *, base: httpx.URL | None = None) -> httpx.URL:
         raise FetchError("url_refused", "only http and https addresses are fetched")
     if parsed.userinfo:
         raise FetchError("url_refused", "an address must not carry a user or password")
+    if parsed.port is not None and not 0 < parsed.port <= _LAST_PORT:
+        raise FetchError("url_refused", "there is no such port")
     return parsed
 
 

@@ -41,7 +41,8 @@ class Uploader:
     ) -> str:
         """Upload one file and return its name in ComfyUI, which never holds a caller's string.
 
-        `place` counts the parameters with files, and the files of this one.
+        `place` counts the parameters with files, and the files of this one. What goes wrong is
+        told as `<param>: <why>`; `param` is `<name>.<n>` where it has several files.
         """
         name = f"{place[0]}-{place[1]}{_ENDINGS.get(file.media_type, '.bin')}"
         opened = self._fetcher.open(
@@ -63,8 +64,14 @@ class Uploader:
 async def _verified(
     chunks: AsyncIterator[bytes], sha256: str | None, param: str
 ) -> AsyncGenerator[bytes]:
-    digest = hashlib.sha256()
+    digest, first = hashlib.sha256(), True
     async for chunk in chunks:
+        if first and chunk.lstrip().startswith(b"<"):
+            # ComfyUI would only say that a node failed
+            raise RunFailed(
+                "usage", "unreadable_input", f"{param}: the address leads to a web page, not a file"
+            )
+        first = False
         digest.update(chunk)
         yield chunk
     if sha256 is not None and digest.hexdigest() != sha256:

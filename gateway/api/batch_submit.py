@@ -12,7 +12,7 @@ from pydantic_core import PydanticKnownError
 from gateway.api.access import CALLER
 from gateway.api.context import Context
 from gateway.api.problems import MAX_ERRORS, from_pydantic
-from gateway.errors import FieldError, InvalidParameters
+from gateway.errors import FieldError, GatewayError, InvalidParameters
 from gateway.job import NewJob, new_job_id
 from gateway.jobs.batches import Batch, NewBatch
 from gateway.media import WHOLE
@@ -87,8 +87,14 @@ async def submitted(context: Context, body: BatchBody, key: str | None) -> Batch
     if body.webhook_url is not None:
         await submission.check_webhook(body.webhook_url)
     batch_id = new_job_id()
-    jobs = await _prepared(context, tool, body, origin, batch_id)
-    await submission.limits.let_in(CALLER, len(jobs))
+    jobs: list[NewJob] = []
+    try:
+        await _prepare(context, tool, body, origin, batch_id, jobs=jobs)
+        await submission.limits.let_in(CALLER, len(jobs))
+    except GatewayError:
+        for job in jobs:
+            await submission.discard(job)
+        raise
     batch = await batches.submit(
         NewBatch(
             id=batch_id,
@@ -115,14 +121,20 @@ def _tool(context: Context, body: BatchBody) -> AnyTool:
     return tools[body.tool]
 
 
-async def _prepared(
-    context: Context, tool: AnyTool, body: BatchBody, origin: Origin, batch_id: str
-) -> list[NewJob]:
+async def _prepare(
+    context: Context,
+    tool: AnyTool,
+    body: BatchBody,
+    origin: Origin,
+    batch_id: str,
+    *,
+    jobs: list[NewJob],
+) -> None:
+    """Make the jobs, added one by one: whoever gives up knows which have been made."""
     options = JobOptions(
         priority=body.priority,
         deadline_s=body.deadline_s or max(LEAST_DEADLINE_S, tool.deadline_s),
     )
-    jobs: list[NewJob] = []
     errors: list[FieldError] = []
     for n, item in enumerate(body.items):
         if n % _CHECKED_AT_ONCE == 0:
@@ -146,7 +158,6 @@ async def _prepared(
             break
     if errors:
         raise InvalidParameters(errors[:MAX_ERRORS])
-    return jobs
 
 
 def _refused(field: str, code: str, message: str) -> InvalidParameters:

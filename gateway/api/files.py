@@ -1,4 +1,4 @@
-"""Result files out, by key or by signed link; PUT slots in, by signature alone."""
+"""Result files out, by key or by signed link; for runs, files out and in by signature alone."""
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -71,7 +71,7 @@ class FileIndex(Protocol):
 def files_router(
     paths: Iterable[str], *, jobs: FileIndex, storage: Storage, signer: Signer, key: RequireKey
 ) -> APIRouter:
-    """`GET` and `HEAD` of `<path>/{filename}` for every file route, `PUT` of local slots."""
+    """`GET` and `HEAD` of `<path>/{filename}` for every file route, the slots of local storage."""
     router = APIRouter(tags=["files"])
     for path in dict.fromkeys(paths):
         endpoint = _file_endpoint(path, jobs=jobs, storage=storage, signer=signer, key=key)
@@ -126,6 +126,26 @@ def _file_endpoint(
 
 def _slots_router(storage: LocalStorage, signer: Signer, jobs: FileIndex) -> APIRouter:
     router = APIRouter(include_in_schema=False)
+
+    @router.get(SLOTS_PATH + "{key:path}")
+    async def get_slot(
+        key: str, expires: Expires = None, signature: Signature = None
+    ) -> StreamingResponse:
+        """Give a run a file that it reads."""
+        if not signer.valid("GET", SLOTS_PATH + key, expires, signature):
+            raise Forbidden("The link has expired or was altered.")
+        stored = await storage.stat(key)
+        if stored is None:
+            raise NotFound("There is no such file any more.")
+        return StreamingResponse(
+            await _opened(storage, key, 0, stored.bytes),
+            headers={
+                "Content-Length": str(stored.bytes),
+                "Content-Disposition": "attachment",
+                "X-Content-Type-Options": "nosniff",
+            },
+            media_type=stored.media_type,
+        )
 
     @router.put(SLOTS_PATH + "{key:path}")
     async def put_slot(
@@ -212,7 +232,7 @@ async def _answer(request: Request, artifact: Artifact, storage: Storage) -> Res
     headers["Content-Length"] = str(artifact.bytes)
     if request.method == "HEAD":
         if await _stat(storage, artifact) is None:
-            raise _gone(artifact)
+            raise _gone(artifact.filename)
         return Response(headers=headers, media_type=artifact.media_type)
     part = _part(request.headers, etag, artifact.bytes)
     start, end = part or (0, artifact.bytes)
@@ -220,22 +240,20 @@ async def _answer(request: Request, artifact: Artifact, storage: Storage) -> Res
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{artifact.bytes}"
         headers["Content-Length"] = str(end - start)
     return StreamingResponse(
-        await _opened(storage, artifact, start, end),
+        await _opened(storage, artifact.key, start, end),
         status_code=200 if part is None else 206,
         headers=headers,
         media_type=artifact.media_type,
     )
 
 
-async def _opened(
-    storage: Storage, artifact: Artifact, start: int, end: int
-) -> AsyncIterator[bytes]:
+async def _opened(storage: Storage, key: str, start: int, end: int) -> AsyncIterator[bytes]:
     """The bytes, the first piece already read: a file that is gone is a 404, not a torn 200."""
-    pieces = storage.read(artifact.key, start, end)
+    pieces = storage.read(key, start, end)
     try:
         first = await anext(pieces, b"")
     except KeyError as error:
-        raise _gone(artifact) from error
+        raise _gone(key.rpartition("/")[2]) from error
     except StorageError as error:
         raise InternalError("The file could not be read.") from error
 
@@ -254,8 +272,8 @@ async def _stat(storage: Storage, artifact: Artifact) -> StoredFile | None:
         raise InternalError("The file could not be read.") from error
 
 
-def _gone(artifact: Artifact) -> NotFound:
-    return NotFound(f"The file {artifact.filename!r} is not in storage any more.")
+def _gone(filename: str) -> NotFound:
+    return NotFound(f"The file {filename!r} is not in storage any more.")
 
 
 def _names(if_none_match: str | None, etag: str) -> bool:

@@ -9,12 +9,12 @@ Contract, for every implementation:
 * `cancel` of a finished or unknown run is no error; `forget` likewise.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from gateway.job import Call, Produced
-from gpu_server.protocol import Failure, Missing, Preview, Slot
+from gpu_server.protocol import Failure, InputFile, Missing, Preview, Slot
 
 
 class BackendError(Exception):
@@ -62,6 +62,10 @@ class Order:
     run_id: str
     call: Call
     slots: tuple[Slot, ...]
+    inputs: dict[str, tuple[InputFile, ...]] = field(
+        default_factory=dict[str, tuple[InputFile, ...]]
+    )
+    """Addresses of the files it reads, by parameter, made for this start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +130,7 @@ class Backend(Protocol):
         """
         ...
 
-    def follow(self, run_id: str, reference: str) -> AsyncIterator[Progressed | Produced]:
+    def follow(self, run_id: str, reference: str) -> AsyncGenerator[Progressed | Produced, None]:
         """What happens to it. Raises BackendUnreachable, RunLost, RunFailed, RunCancelled."""
         ...
 

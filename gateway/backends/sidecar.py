@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import cast
 from urllib.parse import urlsplit
@@ -145,7 +145,9 @@ class Sidecar:
             # one that does not heed If-Match says so of a run it would have to begin
             raise RunLost(f"{self._name} does not know this run") from error
 
-    async def follow(self, run_id: str, reference: str) -> AsyncIterator[Progressed | Produced]:
+    async def follow(
+        self, run_id: str, reference: str
+    ) -> AsyncGenerator[Progressed | Produced, None]:
         """What happens to it; a dropped stream is opened again at once."""
         del reference
         last, barren = -1.0, 0
@@ -285,10 +287,14 @@ class Sidecar:
 
 def _request(order: Order) -> RunRequest:
     call = order.call
-    return RunRequest(
+    request = RunRequest(
         version=VERSION,
         workflow=WorkflowRef(name=call.workflow, digest=call.digest),
         params=call.params,
         outputs=list(order.slots),
         timeout_s=call.timeout_s,
     )
+    if not order.inputs:
+        return request
+    inputs = {param: list(files) for param, files in order.inputs.items()}
+    return request.model_copy(update={"inputs": inputs})

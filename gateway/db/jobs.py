@@ -214,6 +214,13 @@ class JobRows:
         row = await self._db.read(lambda reading: reading.row(query))
         return row is not None and row["status"] not in JOB_TERMINAL
 
+    async def file_of(self, caller: str, filename: str) -> Artifact | None:
+        """The caller's file of that name."""
+        owned = select(artifacts).join(jobs, jobs.c.id == artifacts.c.job_id)
+        query = owned.where(artifacts.c.filename == storable(filename), jobs.c.caller == caller)
+        row = await self._db.read(lambda reading: reading.row(query))
+        return None if row is None else to_artifact(row)
+
     async def file(self, filename: str) -> Artifact | None:
         """The file of that name."""
         query = select(artifacts).where(artifacts.c.filename == storable(filename))

@@ -1,12 +1,13 @@
-"""A run's output files: where each goes, and whether it really lies there."""
+"""A run's files: where it reads each, where each goes, and whether it really lies there."""
 
 from collections.abc import Iterable
 from datetime import date, timedelta
 from typing import Protocol
 
-from gateway.job import Artifact, Job, Produced, Run
+from gateway.backends.base import Order
+from gateway.job import Artifact, Job, Produced, Run, Source
 from gateway.storage.base import Storage
-from gpu_server.protocol import OutputFile, Slot
+from gpu_server.protocol import InputFile, OutputFile, Slot
 
 _DEFAULT_EXTENSION = "png"
 
@@ -28,23 +29,34 @@ class NotDelivered(Exception):
 
 
 class RunFiles:
-    """Slots before the run, files after it."""
+    """Addresses before the run, files after it."""
 
     def __init__(self, storage: Storage, names: FileNames, lifetime: timedelta) -> None:
         self._storage = storage
         self._names = names
         self._lifetime = lifetime
 
-    def slots(self, run: Run, left: timedelta) -> tuple[Slot, ...]:
-        """Fresh addresses for every output; `left` = time until the run's deadline."""
+    def order(self, run: Run, left: timedelta) -> Order:
+        """Fresh addresses for every input and output; `left` = time until the run's deadline."""
         lifetime = max(self._lifetime, left)
-        return tuple(
+        slots = tuple(
             Slot(
                 name=slot,
                 url=self._storage.slot(self._key(run, run.job_id, run.id, slot), lifetime),
             )
             for slot in run.call.outputs
         )
+        inputs = {
+            param: tuple(self._input(source, lifetime) for source in sources)
+            for param, sources in run.call.inputs.items()
+        }
+        return Order(run_id=run.id, call=run.call, slots=slots, inputs=inputs)
+
+    def _input(self, source: Source, lifetime: timedelta) -> InputFile:
+        url = source.url if source.key is None else self._storage.link(source.key, lifetime)
+        if url is None:
+            raise ValueError("a source has neither key nor address")
+        return InputFile(url=url, media_type=source.media_type, sha256=source.sha256)
 
     async def verified(self, run: Run, produced: Produced) -> tuple[Artifact, ...]:
         """Every file, found in storage as it was sent. Raises NotDelivered, StorageError."""
@@ -55,11 +67,17 @@ class RunFiles:
         return tuple([await self._verified(run, output) for output in produced.outputs])
 
     async def remove(self, job: Job, run_ids: Iterable[str]) -> None:
-        """Delete every file the job's runs may have written. Raises StorageError."""
+        """Delete every file of the job: what its runs may have written, what came with its call.
+
+        Raises StorageError.
+        """
         written = [
             self._key(job, job.id, run, slot) for run in run_ids for slot in job.call.outputs
         ]
-        for key in dict.fromkeys([*(artifact.key for artifact in job.artifacts), *written]):
+        made = [artifact.key for artifact in job.artifacts]
+        sources = [source for found in job.call.inputs.values() for source in found]
+        brought = [source.key for source in sources if source.stored and source.key is not None]
+        for key in dict.fromkeys([*made, *written, *brought]):
             await self._storage.delete(key)
 
     def _key(self, made: Job | Run, job_id: str, run_id: str, slot: str) -> str:

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -24,6 +24,7 @@ from gateway.clock import Clock
 from gateway.db import DatabaseUnavailable
 from gateway.db.runs import OwnershipLost, RunRows
 from gateway.job import Artifact, JobError, Outcome, Produced, Run
+from gateway.jobs.fetches import blamed
 from gateway.jobs.files import NotDelivered, RunFiles
 from gateway.jobs.patience import Patience, backoff
 from gateway.jobs.placement import Placement
@@ -165,7 +166,7 @@ class _Drive:
     async def _start(self, backend: Backend) -> None:
         """Begin or adopt it, and keep the reference before anything waits on it."""
         engine, run = self._engine, self._run
-        order = Order(run_id=run.id, call=run.call, slots=engine.files.slots(run, self._left()))
+        order = engine.files.order(run, self._left())
         patience = engine.patience(engine.settings.backend_lost_after_s)
         while (reference := await self._asked_to_start(backend, order)) is None:
             if not await patience.pause():
@@ -218,10 +219,9 @@ class _Drive:
                 try:
                     if self._taken_up:
                         # its slots may lead to a gateway that never comes back
-                        slots = engine.files.slots(run, self._left())
-                        await backend.renew(Order(run_id=run.id, call=run.call, slots=slots))
+                        await backend.renew(engine.files.order(run, self._left()))
                         self._taken_up = False
-                    async with _closing(backend.follow(run.id, run.reference or "")) as events:
+                    async with aclosing(backend.follow(run.id, run.reference or "")) as events:
                         async for event in events:
                             patience.answered()
                             if isinstance(event, Produced):
@@ -283,7 +283,8 @@ class _Drive:
         engine.placement.pause(run.backend or "")
 
     async def _failed(self, error: RunFailed) -> None:
-        failure = error.failure
+        last = self._run.failures + 1 >= self._engine.settings.max_attempts
+        failure = blamed(self._run.call, error.failure, last=last)
         self._executed = self._executed or error.executed
         # refused now, but an earlier start of it may still come and be taken
         tell = self._run.state == "granted" and self._run.id in self._engine.doubtful
@@ -384,16 +385,3 @@ async def _forget(backend: Backend, run: Run) -> None:
         _log.info("run %s: %s was not told to forget it: %s", run.id, backend.name, error)
     except Exception:  # noqa: BLE001  # the job is done: whatever it raises changes nothing
         _log.info("run %s: %s was not told to forget it", run.id, backend.name, exc_info=True)
-
-
-@asynccontextmanager
-async def _closing(
-    events: AsyncIterator[Progressed | Produced],
-) -> AsyncGenerator[AsyncIterator[Progressed | Produced]]:
-    """Close a generator when its reader leaves, not when the collector finds it."""
-    try:
-        yield events
-    finally:
-        close = getattr(events, "aclose", None)
-        if close is not None:
-            await close()

@@ -14,6 +14,7 @@ from gateway.clock import Clock
 from gateway.db import Database, DatabaseUnavailable
 from gateway.db.jobs import JobRows
 from gateway.db.sweeps import SweepRows
+from gateway.job import INPUTS_PREFIX
 from gateway.jobs.files import RunFiles
 from gateway.storage.base import ListedFile, Storage, StorageError
 
@@ -140,7 +141,8 @@ class Sweep:
 
         Those of ended jobs that are no result of theirs. Of a job that is not known the files go
         only with the age at which any file goes: a database restored from an old copy, or a new
-        one beside old files, must not cost anybody's results.
+        one beside old files, must not cost anybody's results. What came inside a call is no
+        result: without its job it goes at once.
         """
         old = [file for file in page if file.written_at < now - ORPHAN_AFTER]
         if not old:
@@ -155,8 +157,7 @@ class Sweep:
             if (_job_of(file.key) in known.ended and file.key not in known.keys)
             or (
                 _job_of(file.key) not in known.there
-                and kept is not None
-                and file.written_at < now - kept
+                and (_came_with_a_call(file) or (kept is not None and file.written_at < now - kept))
             )
         ]
 
@@ -194,6 +195,10 @@ class Sweep:
             if not await remove():
                 return
             await asyncio.sleep(self._pause_s)
+
+
+def _came_with_a_call(file: ListedFile) -> bool:
+    return file.key.startswith(f"{INPUTS_PREFIX}/")
 
 
 def _job_of(key: str) -> str:

@@ -50,6 +50,14 @@ class Storage(Protocol):
         """An address that takes the file's bytes by PUT until it expires."""
         ...
 
+    def link(self, key: str, lifetime: timedelta) -> str:
+        """An address that gives the file's bytes by GET, without a key, until it expires."""
+        ...
+
+    async def write(self, key: str, media_type: str, chunks: AsyncIterator[bytes]) -> StoredFile:
+        """Take a file in; it appears under its key once it is whole. Raises StorageError."""
+        ...
+
     async def stat(self, key: str) -> StoredFile | None:
         """What lies under the key; None when nothing does. Raises StorageError."""
         ...

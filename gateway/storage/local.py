@@ -69,6 +69,11 @@ class LocalStorage:
         self._place_of(key)
         return self._base_url + self._signer.slot(SLOTS_PATH + key, lifetime)
 
+    def link(self, key: str, lifetime: timedelta) -> str:
+        """An address that gives the file's bytes by GET until it expires."""
+        self._place_of(key)
+        return self._base_url + self._signer.link(SLOTS_PATH + key, lifetime)
+
     async def stat(self, key: str) -> StoredFile | None:
         """What lies under the key; None when nothing does."""
         path = self._path(key)

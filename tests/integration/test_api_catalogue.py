@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.tools import MODES
+from gateway.tools import MODES, TOOLS
 from gpu_server.protocol import Failure, Health
 from tests.support.gateway import PNG, SMALL, Gateway, ScriptedBackend, gateway
 
@@ -31,7 +31,7 @@ async def variants(served: Gateway) -> dict[str, dict[str, Any]]:
 
 async def test_the_catalogue_shows_each_variant_with_its_own_values(served: Gateway) -> None:
     listed = (await served.http.get("/api/tools")).json()["items"]
-    assert [tool["name"] for tool in listed] == ["generate"]
+    assert [tool["name"] for tool in listed] == [tool.name for tool in TOOLS]
     assert listed[0]["default_variant"] == "flux1-dev"
     assert listed[0]["params_schema"]["properties"]["prompt"]["description"]
     found = await variants(served)

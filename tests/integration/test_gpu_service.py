@@ -209,6 +209,27 @@ async def test_an_input_on_a_private_address_of_others_is_refused(gpu: Gpu, slot
     assert status["failure"]["code"] == "url_refused"
 
 
+@pytest.mark.parametrize(
+    ("path", "code"), [("/page", "unreadable_input"), ("/none", "file_not_found")]
+)
+async def test_an_input_that_cannot_be_had_is_named_with_its_parameter(
+    gpu: Gpu, slots: Slots, path: str, code: str
+) -> None:
+    slots.files["/page"] = b"\n<!doctype html><title>Sign in</title>"
+    failure = (await gpu.run(blended(slots, slots.url + path)))["failure"]
+    assert (failure["kind"], failure["code"]) == ("usage", code)
+    assert failure["message"].startswith("picture: ")
+
+
+async def test_of_several_inputs_the_one_that_fails_is_numbered(gpu: Gpu, slots: Slots) -> None:
+    slots.files["/in.png"] = await picture(gpu)
+    request = blended(slots, f"{slots.url}/in.png")
+    request["inputs"]["picture"].append({"url": f"{slots.url}/none", "media_type": "image/png"})
+    failure = (await gpu.run(request))["failure"]
+    assert failure["code"] == "file_not_found"
+    assert failure["message"].startswith("picture.1: ")
+
+
 async def test_an_input_that_is_not_what_was_announced_fails_the_run(
     gpu: Gpu, slots: Slots
 ) -> None:

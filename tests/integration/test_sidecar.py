@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -20,7 +21,7 @@ from gateway.backends.base import (
 )
 from gateway.backends.sidecar import Sidecar
 from gateway.job import Produced
-from gpu_server.protocol import Event, Failure, RunRequest, RunStatus
+from gpu_server.protocol import Event, Failure, InputFile, RunRequest, RunStatus
 from gpu_server.workflow import Workflow, make_workflow
 from tests.support.asgi import serving
 from tests.support.gpu_double import (
@@ -76,6 +77,17 @@ async def test_start_sends_the_whole_order_and_again_adopts(
     assert first.params == {"prompt": "a lighthouse", "seed": 7, "loras": None}
     assert [slot.name for slot in first.outputs] == ["images/0"]
     assert first.timeout_s == 60
+    # older services know fewer fields: what is not used is not sent
+    assert "inputs" not in first.model_fields_set
+
+
+async def test_the_files_a_run_reads_are_sent_with_its_start(
+    backend: Sidecar, double: Double
+) -> None:
+    mug = InputFile(url="http://127.0.0.1:8000/x", media_type="image/png", sha256="a" * 64)
+    hat = InputFile(url="https://example.com/y", media_type="image/jpeg")
+    await backend.start(replace(order(), inputs={"image_url": (mug,), "faces": (mug, hat)}))
+    assert double.puts[0].inputs == {"image_url": [mug], "faces": [mug, hat]}
 
 
 async def test_a_service_with_another_workflow_is_sent_ours_once(

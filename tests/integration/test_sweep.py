@@ -222,6 +222,29 @@ async def test_files_of_jobs_nobody_knows_go_only_with_the_age_of_all_files(plac
     assert await place.keys() == set()
 
 
+async def test_what_came_with_a_call_that_became_no_job_goes_soon(place: Place) -> None:
+    key = await place.leave("inputs/2026/03/09/01890000-0000-7000-8000-000000000000/a.png")
+    await place.sweep(FOREVER, timedelta(minutes=30))
+    assert await place.keys() == {key}
+    await place.sweep(FOREVER, 2 * HOUR)
+    assert await place.keys() == set()
+
+
+async def test_what_came_with_a_call_stays_until_its_job_has_ended(tmp_path: Path) -> None:
+    async with gateway(tmp_path, ScriptedBackend()) as held:
+        place = Place(held)
+        taken = (await held.http.post("/api/generate/async", json=SMALL)).json()
+        await held.backend.begun.wait()
+        key = await place.leave(f"inputs/2026/03/09/{taken['job_id']}/a.png")
+        await place.sweep(MONTH, 400 * DAY)
+        assert await place.keys() == {key}
+        held.backend.gate.set()
+        await held.http.get(f"/api/jobs/{taken['job_id']}", params={"wait": PATIENCE_S})
+        await place.sweep(FOREVER, 2 * HOUR)
+        assert key not in await place.keys()
+        assert len(await place.keys()) == 1
+
+
 class Broken(LocalStorage):
     """Deletes nothing."""
 

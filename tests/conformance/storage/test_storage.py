@@ -198,3 +198,56 @@ async def test_tidying_touches_no_file(place: Place) -> None:
     await put(place, KEY, b"abc")
     await place.storage.tidy(datetime.now(UTC) + HOUR)
     assert await read(place, KEY) == b"abc"
+
+
+async def test_a_link_gives_the_bytes_to_whoever_has_it(place: Place) -> None:
+    data = content(PIECE)
+    await put(place, KEY, data)
+    answer = await place.http.get(place.storage.link(KEY, HOUR))
+    assert answer.status_code == 200
+    assert answer.content == data
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["content-length"] == str(PIECE)
+
+
+async def test_a_link_to_what_is_not_there_is_answered_404(place: Place) -> None:
+    assert (await place.http.get(place.storage.link(KEY, HOUR))).status_code == 404
+
+
+async def test_a_link_whose_time_is_over_or_of_another_file_gives_nothing(place: Place) -> None:
+    await put(place, KEY, b"abc")
+    over = place.storage.link(KEY, timedelta(hours=-2))
+    other = place.storage.link(KEY.replace("0a1b2c", "ffffff"), HOUR).replace("ffffff", "0a1b2c")
+    for address in (over, other, place.storage.slot(KEY, HOUR)):
+        assert (await place.http.get(address)).status_code in {400, 401, 403}
+
+
+async def test_a_link_takes_nothing_in(place: Place) -> None:
+    await put(place, KEY, b"abc")
+    refused = await place.http.put(place.storage.link(KEY, HOUR), content=b"other")
+    assert refused.status_code in {400, 401, 403}
+    assert await read(place, KEY) == b"abc"
+
+
+async def test_what_we_write_ourselves_lies_there_like_what_is_put(place: Place) -> None:
+    data = content(PIECE)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for at in range(0, PIECE, 1_000_000):
+            yield data[at : at + 1_000_000]
+
+    written = await place.storage.write(KEY, "image/webp", chunks())
+    assert await place.storage.stat(KEY) == written
+    assert (written.bytes, written.media_type) == (PIECE, "image/webp")
+    assert written.sha256 in {None, hashlib.sha256(data).hexdigest()}
+    assert await read(place, KEY) == data
+
+
+async def test_a_write_that_breaks_off_leaves_nothing(place: Place) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield content(900_000)
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await place.storage.write(KEY, "image/png", chunks())
+    assert await place.storage.stat(KEY) is None

@@ -335,6 +335,21 @@ async def test_a_slot_needs_its_own_signature_even_with_the_key(site: Site) -> N
         assert code(response) == "forbidden"
 
 
+async def test_a_run_reads_a_file_by_its_link_alone(site: Site) -> None:
+    await site.add("a.svg", "image/svg+xml")
+    link = urlsplit(site.storage.link(f"generated/2026/03/09/{JOB}/a.svg", HOUR))
+    answer = await site.http.get(f"{link.path}?{link.query}")
+    assert (answer.status_code, answer.content) == (200, DATA)
+    # whoever opens it in a browser gets no page of ours
+    assert answer.headers["content-disposition"] == "attachment"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    bare = await site.http.get(link.path, headers=KEY)
+    assert (bare.status_code, code(bare)) == (403, "forbidden")
+    await site.storage.delete(f"generated/2026/03/09/{JOB}/a.svg")
+    gone = await site.http.get(f"{link.path}?{link.query}")
+    assert (gone.status_code, code(gone)) == (404, "not_found")
+
+
 async def test_the_documentation_shows_reads_once_each_and_no_slots(site: Site) -> None:
     document = site.app.openapi()
     assert sorted(document["paths"]) == ["/api/images/{filename}", "/api/masks/{filename}"]

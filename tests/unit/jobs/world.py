@@ -54,6 +54,7 @@ class MemoryStorage:
         self.files: dict[str, bytes] = {}
         self.away = 0
         """How many of the next looks find the store away."""
+        self.links = 0
 
     def address(self, key: str) -> str:
         return f"memory://{key}"
@@ -61,6 +62,11 @@ class MemoryStorage:
     def slot(self, key: str, lifetime: timedelta) -> str:
         assert lifetime > timedelta(0)
         return key
+
+    def link(self, key: str, lifetime: timedelta) -> str:
+        assert lifetime > timedelta(0)
+        self.links += 1
+        return f"memory://{key}?{self.links}"
 
     async def stat(self, key: str) -> StoredFile | None:
         if self.away > 0:
@@ -210,6 +216,7 @@ def new_job(caller: str = "alice", **changes: Any) -> NewJob:
         outputs=changes.pop("outputs", ("images/0",)),
         prefix="generated",
         models=changes.pop("models", ()),
+        inputs=changes.pop("inputs", {}),
     )
     new = NewJob(
         id=new_job_id(),
