@@ -23,6 +23,7 @@ from gateway.api.openapi import OPEN_PATHS, add_openapi
 from gateway.api.tools import tool_router
 from gateway.api.views import Views
 from gateway.api.webhooks import webhooks_router
+from gateway.inputs import largest_files
 from gateway.runtime import Runtime, build
 from gateway.settings import Settings
 from gateway.storage.local import SLOTS_PATH
@@ -51,7 +52,7 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
     problems.install(app)
     _add_routes(app, built.context)
     _add_rings(app, built.context)
-    add_openapi(app)
+    add_openapi(app, built.context.catalogue.tools)
     return app
 
 
@@ -70,7 +71,7 @@ def _add_routes(app: FastAPI, context: Context) -> None:
     app.include_router(modes_router(context))
     app.include_router(
         files_router(
-            [tool.files_path for tool in tools],
+            [tool.files_path for tool in tools if tool.files_path is not None],
             jobs=context.jobs,
             storage=context.storage,
             signer=context.signer,
@@ -84,10 +85,15 @@ def _add_routes(app: FastAPI, context: Context) -> None:
 def _add_rings(app: FastAPI, context: Context) -> None:
     """Put the rings on; the last one added is the outermost."""
     settings = context.settings
-    files = tuple(f"{tool.files_path}/" for tool in context.catalogue.tools)
+    files = tuple(f"{tool.files_path}/" for tool in context.catalogue.tools if tool.files_path)
     # These routes judge signatures themselves: PUT slots have no key at all.
     own_judgement = (*files, SLOTS_PATH, f"{ASSETS}/")
     by_mode = largest_body(settings)
+    inline = {
+        path: MAX_BODY + largest_files(tool.params, settings.max_image_size_mb)
+        for tool in context.catalogue.tools
+        for path in (tool.path, f"{tool.path}/async")
+    }
 
     def is_open(path: str) -> bool:
         return path in OPEN_PATHS or path.startswith(own_judgement)
@@ -97,7 +103,7 @@ def _add_rings(app: FastAPI, context: Context) -> None:
             return None
         if path == BATCHES_PATH:
             return MAX_BATCH_BODY
-        return by_mode if path == "/generate" else MAX_BODY
+        return by_mode if path == "/generate" else inline.get(path, MAX_BODY)
 
     app.add_middleware(BodyLimit, limit_of=limit_of)
     app.add_middleware(Access, key=context.key, signer=context.signer, is_open=is_open)

@@ -102,7 +102,8 @@ def _tools(catalogue: Catalogue) -> Iterator[str]:
 
 def _tool(catalogue: Catalogue, tool: AnyTool) -> Iterator[str]:
     yield from ("", f"## {tool.summary}", "", f"`POST {tool.path}` · `POST {tool.path}/async` ·")
-    yield f"`GET {tool.path}/{{job_id}}` · `GET {tool.files_path}/{{filename}}`"
+    files = f" · `GET {tool.files_path}/{{filename}}`" if tool.files_path else ""
+    yield f"`GET {tool.path}/{{job_id}}`{files}"
     yield from ("", tool.description, "")
     yield f"Most seconds of one execution (`TOOL_TIMEOUTS`): {tool.timeout_s:g}. Of a job, waiting"
     yield f"included (`deadline_s`): {tool.deadline_s:g}."

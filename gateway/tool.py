@@ -144,13 +144,16 @@ class Tool(Generic[P_co, R_co]):
     summary: str
     description: str
     path: str
-    files_path: str
+    files_path: str | None
+    """Where its files are served; None = it makes text alone."""
     prefix: str
     """Key prefix of its files."""
     params: type[P_co]
     result: type[R_co]
-    url_key: str
+    url_key: str | None = None
     """Field of the result that holds the first file's path."""
+    text_key: str | None = None
+    """Field of the result that holds the text it made; the workflow's output has the same name."""
     params_key: str
     """Field of the result that holds the values really used."""
     reported: Mapping[str, str]

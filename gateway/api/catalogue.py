@@ -56,7 +56,7 @@ class ToolView(BaseModel):
     path: str
     async_path: str
     status_path: str
-    files_path: str
+    files_path: str | None = Field(description="Null where the result is text alone.")
     default_variant: str
     readiness: Readiness
     variants: list[VariantView]

@@ -1,5 +1,6 @@
 """The OpenAPI document: FastAPI's own, with problems and the API key made exact."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from fastapi import FastAPI
@@ -7,6 +8,7 @@ from fastapi.openapi.utils import get_openapi
 
 from gateway.api.problems import MEDIA_TYPE
 from gateway.errors import Problem
+from gateway.tool import AnyTool
 
 OPEN_PATHS = frozenset(
     {"/", "/health", "/livez", "/readyz", "/docs", "/docs/", "/docs/errors", "/openapi.json"}
@@ -14,7 +16,6 @@ OPEN_PATHS = frozenset(
 """Routes that need no key."""
 
 TAGS = [
-    {"name": "generate", "description": "Image generation."},
     {"name": "tools", "description": "What can be asked for, and whether it can run now."},
     {"name": "jobs", "description": "Every call is a durable job."},
     {"name": "batches", "description": "Many jobs of one tool in one call."},
@@ -34,25 +35,25 @@ the key as `Authorization: Bearer <key>` where one is configured.
 _VALIDATION = ("HTTPValidationError", "ValidationError")
 
 
-def add_openapi(app: FastAPI) -> None:
+def add_openapi(app: FastAPI, tools: Sequence[AnyTool]) -> None:
     """Make `app.openapi()` answer the finished document."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = document(app)
+            app.openapi_schema = document(app, tools)
         return app.openapi_schema
 
     app.openapi = openapi
 
 
-def document(app: FastAPI) -> dict[str, Any]:
+def document(app: FastAPI, tools: Sequence[AnyTool]) -> dict[str, Any]:
     """Make the document of an app."""
     made = get_openapi(
         title=app.title,
         version=app.version,
         description=_DESCRIPTION,
         routes=app.routes,
-        tags=TAGS,
+        tags=[*({"name": t.name, "description": f"{t.summary}."} for t in tools), *TAGS],
     )
     components = cast("dict[str, Any]", made.setdefault("components", {}))
     schemas = cast("dict[str, Any]", components.setdefault("schemas", {}))

@@ -9,7 +9,7 @@ from fastapi import Response
 from pydantic import BaseModel, Field, JsonValue, SerializeAsAny
 
 from gateway.errors import JobCancelled, JobFailed
-from gateway.job import Artifact, Job, JobError, JobStatus
+from gateway.job import Artifact, Job, JobError, JobStatus, Outcome
 from gateway.security.signing import Signer
 from gateway.storage.base import Storage
 from gateway.tool import AnyTool, FileView, ToolResult
@@ -125,7 +125,7 @@ class Views:
         return tool.result.model_validate(
             {
                 "job_id": job.id,
-                tool.url_key: first.url if first else None,
+                **_made(tool, outcome, first),
                 "r2_path": first.r2_path if first else None,
                 "files": kept,
                 tool.params_key: {shown: used.get(name) for shown, name in tool.reported.items()},
@@ -150,6 +150,16 @@ class Views:
             height=artifact.height,
             frames=artifact.frames,
         )
+
+
+def _made(tool: AnyTool, outcome: Outcome, first: FileView | None) -> dict[str, JsonValue]:
+    """The tool's own field: the first file's path, or the text."""
+    found: dict[str, JsonValue] = {}
+    if tool.url_key is not None:
+        found[tool.url_key] = first.url if first else None
+    if tool.text_key is not None:
+        found[tool.text_key] = "\n".join(outcome.texts.get(tool.text_key, ()))
+    return found
 
 
 def failure(job: Job) -> JobFailed | None:
