@@ -199,6 +199,8 @@ class Mode:
     name: str
     summary: str
     tool: AnyTool
-    pictures: int = 0
-    """Most pictures a call may carry, as base64 in its body."""
+    faces: str | None = None
+    """Parameter of the tool that `face_images` fill."""
+    target: str | None = None
+    """Parameter of the tool that `target_image` fills."""
     presets: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])

@@ -100,7 +100,8 @@ _SMALL = {
 
 def largest_body(settings: Settings) -> int:
     """Bytes a call by mode may have: the pictures any mode takes, as base64, and the rest."""
-    most = max(mode.pictures for mode in MODES)
+    faces = settings.max_face_images if any(mode.faces for mode in MODES) else 0
+    most = max(faces, 1 if any(mode.target for mode in MODES) else 0)
     return int(most * settings.max_image_size_mb * 1024 * 1024 * _BASE64_PER_BYTE) + MAX_BODY
 
 
@@ -142,7 +143,7 @@ def _add_generate(router: APIRouter, context: Context) -> None:
         try:
             job, _ = await context.submission.submit(mode.tool, params, origin, options_in(request))
         except InvalidParameters as error:
-            raise _as_sent(error, request) from None
+            raise _as_sent(error, mode, request) from None
         headers = {"Preference-Applied": wanted.applied} if wanted.applied else {}
         headers["Location"] = f"/generate/{job.id}"
         task = await _task(context, await waited(context, job, wanted.wait))
@@ -190,8 +191,10 @@ def _mode(name: str) -> Mode:
 
 
 def _params(mode: Mode, request: GenerateRequest, settings: Settings) -> ToolParams:
-    _check_pictures(mode, request, settings)
-    values: dict[str, JsonValue] = {**mode.presets, **request.extra_params}
+    pictures = _pictures(mode, request, settings)
+    for name in pictures.keys() & request.extra_params.keys():
+        raise _refused(f"extra_params.{name}", "conflict", "send the picture once")
+    values: dict[str, JsonValue] = {**mode.presets, **request.extra_params, **pictures}
     if request.prompt is not None:
         if "prompt" in request.extra_params:
             raise _refused("extra_params.prompt", "conflict", "send the prompt once")
@@ -199,7 +202,7 @@ def _params(mode: Mode, request: GenerateRequest, settings: Settings) -> ToolPar
     try:
         return mode.tool.params.model_validate(values)
     except ValidationError as error:
-        raise _as_sent(from_pydantic(error, ""), request) from None
+        raise _as_sent(from_pydantic(error, ""), mode, request) from None
 
 
 def _styled(prompt: str, style: str | None) -> str:
@@ -210,18 +213,41 @@ def _styled(prompt: str, style: str | None) -> str:
     return styled
 
 
-def _as_sent(error: InvalidParameters, request: GenerateRequest) -> InvalidParameters:
+def _as_sent(error: InvalidParameters, mode: Mode, request: GenerateRequest) -> InvalidParameters:
     """Name the tool's parameters where they stand in the request."""
+    pictures = {mode.faces: "face_images", mode.target: "target_image"}
 
     def named(field: str) -> str:
-        name = field.partition(".")[0]
+        name, dot, place = field.partition(".")
+        if name in pictures and name not in request.extra_params:
+            return f"{pictures[name]}{dot}{place}"
         return field if name in _FIXED - request.extra_params.keys() else f"extra_params.{field}"
 
     moved = [e.model_copy(update={"field": named(e.field)}) for e in error.errors]
     return type(error)(moved)
 
 
-def _check_pictures(mode: Mode, request: GenerateRequest, settings: Settings) -> None:
+def _pictures(mode: Mode, request: GenerateRequest, settings: Settings) -> dict[str, JsonValue]:
+    """Give the tool's parameters the pictures that came as base64."""
+    values: dict[str, JsonValue] = {}
+    _check_pictures(request, settings)
+    if request.face_images:
+        if mode.faces is None:
+            raise _refused("face_images", "not_taken", f"{mode.name} takes no pictures of faces")
+        values[mode.faces] = [_as_address(text) for text in request.face_images]
+    if request.target_image is not None:
+        if mode.target is None:
+            raise _refused("target_image", "not_taken", f"{mode.name} takes no picture")
+        values[mode.target] = _as_address(request.target_image)
+    return values
+
+
+def _as_address(text: str) -> str:
+    # what it is, its content tells
+    return text if text.startswith("data:") else f"data:;base64,{text}"
+
+
+def _check_pictures(request: GenerateRequest, settings: Settings) -> None:
     if len(request.face_images) > settings.max_face_images:
         raise _refused("face_images", "too_long", f"at most {settings.max_face_images} pictures")
     most = settings.max_image_size_mb * 1024 * 1024
@@ -231,9 +257,6 @@ def _check_pictures(mode: Mode, request: GenerateRequest, settings: Settings) ->
     for field, text in named:
         if len(text) > most * _BASE64_PER_BYTE + 100:
             raise _refused(field, "too_large", f"at most {settings.max_image_size_mb} MB, decoded")
-    # No mode takes pictures yet; those that will bind them as the inputs of their tool.
-    if named:
-        raise _refused(named[0][0].partition(".")[0], "not_taken", f"{mode.name} takes no pictures")
 
 
 async def _task(context: Context, job: Job) -> GenerateTask:

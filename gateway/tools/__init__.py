@@ -25,4 +25,23 @@ TOOLS: tuple[AnyTool, ...] = (
 
 MODES: tuple[Mode, ...] = (
     Mode(name="free", summary="A picture from a prompt (image generation)", tool=GENERATE),
+    Mode(
+        name="portrait",
+        summary="A portrait of the person on `face_images`",
+        tool=PORTRAIT,
+        faces="face_images",
+    ),
+    Mode(
+        name="guided",
+        summary="A picture along the lines of `target_image`",
+        tool=CONTROL,
+        target="image_url",
+    ),
+    Mode(
+        name="cutout",
+        summary="`target_image` without its background",
+        tool=BACKGROUND_REMOVAL,
+        target="image_url",
+    ),
+    Mode(name="upscale", summary="`target_image`, larger", tool=UPSCALE, target="image_url"),
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.examples import MUG
 from gateway.tools import MODES, TOOLS
 from gpu_server.protocol import Failure, Health
 from tests.support.gateway import PNG, SMALL, Gateway, ScriptedBackend, gateway
@@ -178,18 +179,57 @@ async def test_a_wrong_call_by_mode_names_its_field(
     assert answer.status_code == 422, answer.text
     assert answer.json()["errors"][0]["field"] == field
     if field == "mode":
-        assert "use one of free" in answer.json()["detail"]
+        assert "use one of cutout, free, guided" in answer.json()["detail"]
 
 
-async def test_a_call_by_mode_may_have_only_what_some_mode_takes(served: Gateway) -> None:
-    assert all(mode.pictures == 0 for mode in MODES)
-    answer = await served.http.post("/generate", json=FREE | {"target_image": "a" * 1_000_001})
-    assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large")
+async def test_a_call_by_mode_may_have_only_what_some_mode_takes(tmp_path: Path) -> None:
+    async with gateway(tmp_path, max_image_size_mb=1, max_face_images=1) as served:
+        answer = await served.http.post("/generate", json=FREE | {"target_image": "a" * 2_700_000})
+        assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large")
+
+
+async def test_pictures_of_a_call_by_mode_become_inputs_of_its_tool(served: Gateway) -> None:
+    picture = MUG.partition(",")[2]
+    for body, param, count in (
+        ({"mode": "upscale", "target_image": picture}, "image_url", 1),
+        ({"mode": "cutout", "target_image": MUG}, "image_url", 1),
+        ({"mode": "portrait", "prompt": "x", "face_images": [picture] * 2}, "face_images", 2),
+    ):
+        answer = await served.http.post("/generate", json=body, headers={"Prefer": "wait=30"})
+        assert answer.json()["status"] == "done", answer.text
+        order = served.backend.orders[-1]
+        assert len(order.inputs[param]) == count
+        assert all(file.media_type == "image/png" for file in order.inputs[param])
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"mode": "upscale"}, "target_image"),
+        ({"mode": "upscale", "target_image": "aGk="}, "target_image"),
+        ({"mode": "upscale", "target_image": "?"}, "target_image"),
+        ({"mode": "upscale", "face_images": ["aGk="]}, "face_images"),
+        ({"mode": "portrait", "prompt": "x"}, "face_images"),
+        ({"mode": "portrait", "prompt": "x", "face_images": ["aGk="]}, "face_images.0"),
+        (
+            {"mode": "upscale", "target_image": "aGk=", "extra_params": {"image_url": MUG}},
+            "extra_params.image_url",
+        ),
+    ],
+)
+async def test_a_picture_a_mode_cannot_take_is_named_as_it_was_sent(
+    served: Gateway, body: dict[str, Any], field: str
+) -> None:
+    answer = await served.http.post("/generate", json=body)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"][0]["field"] == field
 
 
 async def test_the_modes_are_listed(served: Gateway) -> None:
     modes = (await served.http.get("/modes")).json()["items"]
-    assert [(mode["name"], mode["tool"]) for mode in modes] == [("free", "generate")]
+    assert [(mode["name"], mode["tool"]) for mode in modes] == [
+        (mode.name, mode.tool.name) for mode in MODES
+    ]
 
 
 def said(**changes: Any) -> Health:
