@@ -189,7 +189,8 @@ class Inputs:
         except (httpx.InvalidURL, ValueError):
             return None
         bases = [base for base in self.own if origin_of(base) == origin]
-        if not bases:
+        # one with a login is refused as a foreign one is
+        if not bases or httpx.URL(address).userinfo:
             return None
         prefix = urlsplit(bases[0]).path.rstrip("/")
         return path.removeprefix(prefix)

@@ -118,7 +118,12 @@ class Submission:
                 if made is not None:
                     return made, True
             raise
-        job, known = await self.jobs.submit(new)
+        try:
+            job, known = await self.jobs.submit(new)
+        except GatewayError:
+            # it is known not to be written, as it is not when the database does not answer
+            await self.discard(new)
+            raise
         if known:
             await self.discard(new)
         else:
@@ -348,8 +353,6 @@ def _outside(limits: Limits, value: JsonValue) -> tuple[str, str] | None:
 def _slots(workflow: Workflow, values: Mapping[str, JsonValue]) -> tuple[str, ...]:
     names: list[str] = []
     for output, spec in workflow.outputs.items():
-        if spec.kind == "text":
-            continue
         most = values.get(spec.max) if isinstance(spec.max, str) else spec.max
         names += [f"{output}/{n}" for n in range(most if isinstance(most, int) else 1)]
     return tuple(names)

@@ -263,9 +263,11 @@ class Fetcher:
 def _parse(url: str, *, base: httpx.URL | None = None) -> httpx.URL:
     try:
         parsed = base.join(url) if base is not None else httpx.URL(url)
+        # only now is a name in punycode looked at
+        host = parsed.host
     except (httpx.InvalidURL, UnicodeError, ValueError):
         raise FetchError("url_refused", "not a valid address") from None
-    if parsed.scheme not in _PORTS or not parsed.host:
+    if parsed.scheme not in _PORTS or not host:
         raise FetchError("url_refused", "only http and https addresses are fetched")
     if parsed.userinfo:
         raise FetchError("url_refused", "an address must not carry a user or password")

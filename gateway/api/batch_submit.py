@@ -1,7 +1,7 @@
 """Taking a batch: every item is checked, then all are written or none."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -16,7 +16,7 @@ from gateway.errors import FieldError, GatewayError, InvalidParameters
 from gateway.job import NewJob, new_job_id
 from gateway.jobs.batches import Batch, NewBatch
 from gateway.media import WHOLE
-from gateway.submission import Origin, request_hash
+from gateway.submission import Origin, Submission, request_hash
 from gateway.tool import AnyTool, JobOptions
 
 BATCHES_PATH = "/api/batches"
@@ -92,23 +92,35 @@ async def submitted(context: Context, body: BatchBody, key: str | None) -> Batch
         await _prepare(context, tool, body, origin, batch_id, jobs=jobs)
         await submission.limits.let_in(CALLER, len(jobs))
     except GatewayError:
-        for job in jobs:
-            await submission.discard(job)
+        await _discard(submission, jobs)
         raise
-    batch = await batches.submit(
-        NewBatch(
-            id=batch_id,
-            caller=CALLER,
-            tool=tool.name,
-            jobs=tuple(jobs),
-            webhook_url=body.webhook_url,
-            idempotency_key=key,
-            request_hash=hashed,
-        )
+    new = NewBatch(
+        id=batch_id,
+        caller=CALLER,
+        tool=tool.name,
+        jobs=tuple(jobs),
+        webhook_url=body.webhook_url,
+        idempotency_key=key,
+        request_hash=hashed,
     )
+    try:
+        batch = await context.jobs.batches.submit(new)
+    except GatewayError:
+        await _discard(submission, jobs)
+        raise
+    if batch.id != batch_id:
+        # another call with its key was quicker
+        await _discard(submission, jobs)
+        return batch
     for job in jobs:
         submission.etas.taken(job)
     return batch
+
+
+async def _discard(submission: Submission, jobs: Iterable[NewJob]) -> None:
+    """Remove the files of jobs that were not written."""
+    for job in jobs:
+        await submission.discard(job)
 
 
 def _tool(context: Context, body: BatchBody) -> AnyTool:

@@ -20,7 +20,8 @@ class CaptionParams(ToolParams):
     )
     trigger_word: Label | None = Field(
         default=None,
-        description="A word the caption begins with, as LoRA training wants it. Absent: none.",
+        description="A word the caption is asked to begin with, as LoRA training wants it. "
+        "Absent: none.",
         examples=["TOK_MUG"],
     )
 

@@ -19,7 +19,7 @@ class UpscaleParams(ToolParams):
 class UsedUpscaleParams(BaseModel):
     """Every value really used."""
 
-    scale: float
+    scale: int
 
 
 class UpscaleResult(ToolResult):

@@ -1,6 +1,7 @@
 """Calls that name files, through the app, over real jobs, database and storage."""
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -160,6 +161,19 @@ async def test_the_same_call_again_by_its_key_stores_nothing_more(served: Gatewa
     other = {"image_url": data_uri(picture("blue"))}
     refused = await served.http.post("/api/invert", json=other, headers=headers)
     assert (refused.status_code, refused.json()["code"]) == (422, "idempotency_key_reused")
+    assert len(await kept(served)) == 1
+
+
+async def test_of_batches_with_one_key_only_the_one_that_is_taken_keeps_files(
+    served: Gateway,
+) -> None:
+    body = {"tool": "invert", "items": [{"image_url": data_uri(picture())}] * 2}
+    call = functools.partial(
+        served.http.post, "/api/batches", json=body, headers={"Idempotency-Key": "b"}
+    )
+    answers = await asyncio.gather(*(call() for _ in range(4)))
+    assert len({answer.json()["batch_id"] for answer in answers}) == 1
+    assert len(await kept(served)) == 2
 
 
 async def test_a_batch_names_the_item_and_reads_files_too(served: Gateway) -> None:

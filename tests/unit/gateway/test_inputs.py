@@ -208,6 +208,8 @@ async def test_a_foreign_address_is_kept_as_it_is(
         "http://user:password@example.com/a.png",
         "http://example.com:99999/a.png",
         "https://[/a.png",
+        "http://xn--/a.png",
+        "https://XN--0.com/a.png",
     ],
 )
 async def test_where_nothing_is_ever_fetched_from_is_refused_at_once(
