@@ -62,7 +62,10 @@ def test_the_examples_of_a_tool_are_valid_calls(tool: AnyTool) -> None:
 
 def test_the_modes_name_tools_of_the_catalogue() -> None:
     assert {mode.tool.name for mode in MODES} <= {tool.name for tool in TOOLS}
-    assert [mode.name for mode in MODES] == ["free"]
+    assert MODES[0].name == "free"
+    for mode in MODES:
+        filled = {name for name in (mode.faces, mode.target) if name is not None}
+        assert filled <= set(mode.tool.params.model_fields), mode.name
 
 
 @pytest.mark.parametrize(
