@@ -72,7 +72,7 @@ def test_an_address_that_may_lead_to_a_file_is_taken_as_it_is(address: str) -> N
 @pytest.mark.parametrize(
     "address",
     [
-        "file:///etc/passwd",
+        "file:/etc/passwd",
         "ftp://example.com/a.png",
         "//example.com/a.png",
         "images/a.png",
