@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import cast
 
 from gateway.backends.base import Backend
@@ -276,6 +277,7 @@ class Jobs:
                 after,
                 rows=self._rows,
                 listener=listener,
+                live=partial(self._hub.progress, job_id),
                 poll_s=self._poll_s,
                 clock=self._clock,
             )

@@ -22,6 +22,7 @@ class Story:
         *,
         rows: JobRows,
         listener: Listener,
+        live: Callable[[], Progressed | None],
         poll_s: Callable[[], float],
         clock: Clock,
     ) -> None:
@@ -29,6 +30,7 @@ class Story:
         self._n = after
         self._rows = rows
         self._listener = listener
+        self._live = live
         self._poll_s = poll_s
         self._clock = clock
         self._fraction = 0.0
@@ -82,9 +84,10 @@ class Story:
         return events
 
     async def _pause(self, job: Job) -> None:
-        """Wait, unless the row knows of progress which another gateway wrote there."""
-        if job.status == "processing" and job.progress > self._fraction:
-            self._listener.progress = Progressed(fraction=job.progress)
+        """Wait, unless more is known than was told: before it came, or from another gateway."""
+        known = self._live() or Progressed(fraction=job.progress)
+        if job.status == "processing" and known.fraction > self._fraction:
+            self._listener.progress = known
         else:
             await self._listener.wait(self._poll_s())
 

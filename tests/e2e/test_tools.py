@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,8 +13,10 @@ from PIL import Image
 from gateway.media import media_fields
 from gateway.tool import AnyTool
 from gateway.tools import TOOLS
+from gpu_server.workflow import load_workflows
 from tests.support.stack import Stack, running, wait_readiness
 
+WORKFLOWS = load_workflows(Path(__file__).parents[2] / "workflows")
 PATIENCE_S = 60
 each_tool = pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
 with_files = pytest.mark.parametrize(
@@ -36,11 +39,22 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(autouse=True)
 def quick(stack: Stack) -> None:
-    stack.simulator(step_ms=5, hide=[])
+    stack.simulator(step_ms=5, hide=[], slow_nodes={})
 
 
 def smallest(tool: AnyTool) -> dict[str, Any]:
     return dict(next(iter(tool.examples.values())))
+
+
+def slow(stack: Stack, tool: AnyTool) -> None:
+    """Let every node take its time: not each tool has a sampler."""
+    (workflow,) = (
+        w
+        for w in WORKFLOWS.values()
+        if w.tool == tool.name and tool.default_variant in (w.variant, w.name)
+    )
+    classes = {node["class_type"] for node in workflow.graph.values()}
+    stack.simulator(step_ms=1000, slow_nodes=dict.fromkeys(classes, 1000))
 
 
 def ended(client: httpx.Client, tool: AnyTool, job_id: str) -> dict[str, Any]:
@@ -103,7 +117,7 @@ def test_without_waiting_it_answers_with_a_job_that_completes(
 def test_cancelled_it_ends_and_stays_cancelled(
     client: httpx.Client, stack: Stack, tool: AnyTool
 ) -> None:
-    stack.simulator(step_ms=2000)
+    slow(stack, tool)
     job_id = begun(client, tool)
     until_it_executes(client, tool, job_id)
     answer = client.post(f"/api/jobs/{job_id}/cancel")

@@ -172,8 +172,11 @@ async def test_events_open_with_the_signed_address_of_the_job(served: Gateway) -
         assert (await served.stranger.get(borrowed)).status_code == 403
 
 
-async def test_progress_reaches_a_follower_while_the_job_runs(held: Gateway) -> None:
+@pytest.mark.parametrize("late", [False, True])
+async def test_progress_reaches_a_follower_while_the_job_runs(held: Gateway, late: bool) -> None:
     job_id = await submit(held)
+    while late and (await held.http.get(f"/api/jobs/{job_id}")).json()["progress"] == 0:
+        await asyncio.sleep(0.005)
     async with (
         serving(held.app) as url,
         httpx.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}, trust_env=False) as http,
