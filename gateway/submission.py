@@ -3,38 +3,28 @@
 import hashlib
 import json
 import math
-import secrets
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sized
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from pydantic import JsonValue
 
+from gateway.calls import Loras, call_of, check_files, refused, values_of
 from gateway.catalogue import Catalogue, Variant
-from gateway.errors import DeadlineUnreachable, FieldError, GatewayError, InvalidParameters
+from gateway.errors import DeadlineUnreachable, GatewayError
 from gateway.inputs import Inputs
-from gateway.job import Call, Job, NewJob, TrainedModel, new_job_id
+from gateway.job import Job, NewJob, TrainedModel, new_job_id
 from gateway.jobs.eta import Estimate, Etas
 from gateway.jobs.limits import QueueLimits
-from gateway.media import MAX_SEED, media_fields, plain, step_message
+from gateway.media import plain
 from gateway.security.policy import Policy, PolicyCall, enforce
 from gateway.storage.disk import DiskSpace
 from gateway.tool import AnyTool, JobOptions, LoraParams, ToolParams
-from gpu_server.workflow import Limits, Workflow
 
 MAX_LORAS = 4
 MEASURED_TO_REFUSE = 3
 """Jobs that must have been measured before an estimate refuses one."""
 NO_OPTIONS = JobOptions()
-
-_EXTENSIONS = {
-    "image": "png",
-    "video": "mp4",
-    "audio": "flac",
-    "model": "glb",
-    "text": "txt",
-    "file": "bin",
-}
 
 
 class ModelRegistry(Protocol):
@@ -66,13 +56,6 @@ class Origin:
     body: Mapping[str, JsonValue]
     """What the caller sent, as validated, options included."""
     idempotency_key: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Loras:
-    model: TrainedModel | None = None
-    used: tuple[dict[str, JsonValue], ...] = ()
-    given: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,11 +135,11 @@ class Submission:
         variant = self._variant(tool, params, loras.model)
         timeout_s = self.timeouts.get(tool.name, tool.timeout_s)
         files = await self.inputs.check(params, origin.caller)
-        _check_files(variant, files)
-        sent = _values(params)
+        check_files(variant, files)
+        sent = values_of(params)
         given = {**sent, **loras.given}
         await self._allow(tool, variant, origin, given, files)
-        call = _call(tool, variant, sent, loras, timeout_s)
+        call = call_of(tool, variant, sent, loras, timeout_s)
         self.catalogue.require_ready(tool, variant)
         size = tool.size(call.params)
         work = (tool.name, variant.name)
@@ -207,12 +190,12 @@ class Submission:
             return self.catalogue.find(tool, chosen or tool.default_variant, field=named)
         if chosen is not None and chosen != model.base_model:
             message = f"model {model.id} was trained on {model.base_model}: use that or leave out"
-            raise _refused(named, "wrong_base_model", f"{message} {named}")
+            raise refused(named, "wrong_base_model", f"{message} {named}")
         return self.catalogue.find(tool, model.base_model, field=named if chosen else "model_id")
 
-    async def _loras(self, params: ToolParams) -> _Loras:
+    async def _loras(self, params: ToolParams) -> Loras:
         if not isinstance(params, LoraParams):
-            return _Loras()
+            return Loras()
         model = await self._model(params.model_id)
         used: list[dict[str, JsonValue]] = []
         if model is not None:
@@ -224,13 +207,13 @@ class Submission:
             used.append({"name": lora.name, "scale": scale})
         if len(used) > MAX_LORAS:
             message = f"at most {MAX_LORAS}, the one of model_id included"
-            raise _refused("loras", "too_long", message)
+            raise refused("loras", "too_long", message)
         given: dict[str, JsonValue] = {
             "model_id": params.model_id,
             "lora_scale": params.lora_scale,
             "loras": list[JsonValue](used),
         }
-        return _Loras(model=model, used=tuple(used), given=given)
+        return Loras(model=model, used=tuple(used), given=given)
 
     async def _model(self, model_id: int | None) -> TrainedModel | None:
         if model_id is None:
@@ -238,7 +221,7 @@ class Submission:
         model = await self.models.get(model_id)
         if model is None:
             message = "no trained model has that id; GET /api/models lists them"
-            raise _refused("model_id", "unknown_model", message)
+            raise refused("model_id", "unknown_model", message)
         return model
 
 
@@ -252,121 +235,12 @@ def _require_in_time(eta: Estimate, deadline_s: float) -> None:
             f"this alone takes about {math.ceil(eta.execution_s)} s once it runs, and {given} s "
             "are given: ask for less or give it more time"
         )
-        raise _refused("deadline_s", "too_short", message)
+        raise refused("deadline_s", "too_short", message)
     raise DeadlineUnreachable(
         f"It would be done in about {needed} s, and its deadline is in {given} s: send it later, "
         "or with a longer deadline_s.",
         retry_after=max(1, math.ceil(eta.seconds - deadline_s)),
     )
-
-
-def _values(params: ToolParams) -> dict[str, JsonValue]:
-    """Collect what the caller set, without files: addresses are no values of a graph."""
-    files = media_fields(type(params))
-    return {name: value for name, value in params.bound().items() if name not in files}
-
-
-def _call(
-    tool: AnyTool,
-    variant: Variant,
-    sent: Mapping[str, JsonValue],
-    loras: _Loras,
-    timeout_s: float,
-) -> Call:
-    workflow = variant.workflow
-    _check_sent(variant, sent)
-    values: dict[str, JsonValue] = {**workflow.defaults, **sent}
-    if variant.argument is not None:
-        values[variant.argument.param] = variant.file
-    if loras.used:
-        if "loras" not in workflow.manifest.params:
-            raise _refused("loras", "not_taken", f"{variant.name} loads no LoRAs: leave it out")
-        values["loras"] = list[JsonValue](loras.used)
-    for name, param in workflow.manifest.params.items():
-        if param.seed and values.get(name) is None:
-            values[name] = secrets.randbelow(MAX_SEED + 1)
-    return Call(
-        workflow=workflow.name,
-        digest=workflow.digest,
-        params=values,
-        outputs=_slots(workflow, values),
-        prefix=tool.prefix,
-        models=_model_files(variant, loras),
-        extensions={name: _EXTENSIONS[output.kind] for name, output in workflow.outputs.items()},
-        timeout_s=timeout_s,
-    )
-
-
-def _check_sent(variant: Variant, sent: Mapping[str, JsonValue]) -> None:
-    """Refuse what the variant does not take, or takes only within narrower bounds."""
-    params, limits = variant.workflow.manifest.params, variant.workflow.limits
-    choices = variant.workflow.choices
-    errors: list[FieldError] = []
-    for name, value in sent.items():
-        if name not in params:
-            errors.append(_not_taken(variant, name))
-        elif name in limits and (found := _outside(limits[name], value)) is not None:
-            code, message = found
-            message = f"{message} (for {variant.name})"
-            errors.append(FieldError(field=name, code=code, message=message))
-        elif value not in choices.get(name, (value,)):
-            message = f"must be one of {', '.join(map(str, choices[name]))} (for {variant.name})"
-            errors.append(FieldError(field=name, code="literal_error", message=message))
-    if errors:
-        raise InvalidParameters(errors)
-
-
-def _check_files(variant: Variant, files: Mapping[str, Sized]) -> None:
-    """Refuse files the variant does not read, or not so many, and a call without one it needs."""
-    params = variant.workflow.manifest.params
-    read = {name: param for name, param in params.items() if param.upload is not None}
-    errors = [_not_taken(variant, name) for name in files if name not in read]
-    for name, most in variant.workflow.files.items():
-        if len(files.get(name, ())) > most:
-            message = f"at most {most} (for {variant.name})"
-            errors.append(FieldError(field=name, code="too_long", message=message))
-    for name, param in read.items():
-        if param.required and name not in files:
-            message = f"is required (for {variant.name})"
-            errors.append(FieldError(field=name, code="missing", message=message))
-    if errors:
-        raise InvalidParameters(errors)
-
-
-def _not_taken(variant: Variant, name: str) -> FieldError:
-    message = f"{variant.name} has no such parameter: leave it out or take another variant"
-    return FieldError(field=name, code="not_taken", message=message)
-
-
-def _outside(limits: Limits, value: JsonValue) -> tuple[str, str] | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    if limits.minimum is not None and value < limits.minimum:
-        return "greater_than_equal", f"must be at least {plain(limits.minimum)}"
-    if limits.maximum is not None and value > limits.maximum:
-        return "less_than_equal", f"must be at most {plain(limits.maximum)}"
-    if limits.multiple_of is not None and value % limits.multiple_of:
-        return "multiple_of", step_message(value, limits.multiple_of)
-    return None
-
-
-def _slots(workflow: Workflow, values: Mapping[str, JsonValue]) -> tuple[str, ...]:
-    names: list[str] = []
-    for output, spec in workflow.outputs.items():
-        most = values.get(spec.max) if isinstance(spec.max, str) else spec.max
-        names += [f"{output}/{n}" for n in range(most if isinstance(most, int) else 1)]
-    return tuple(names)
-
-
-def _model_files(variant: Variant, loras: _Loras) -> tuple[str, ...]:
-    files = [f"{m.directory}/{m.name}" for m in variant.workflow.models]
-    if variant.argument is not None:
-        files.append(f"{variant.argument.folder}/{variant.file}")
-    return (*files, *(f"loras/{lora['name']}" for lora in loras.used))
-
-
-def _refused(field_name: str, code: str, message: str) -> InvalidParameters:
-    return InvalidParameters([FieldError(field=field_name, code=code, message=message)])
 
 
 def request_hash(origin: Origin) -> str:

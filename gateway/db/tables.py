@@ -102,6 +102,8 @@ runs = Table(
     Column("backend", String(100)),
     Column("reference", Text),
     Column("produced", JSON),
+    # what it reads of the files its job's stage before it made: parameter to sources
+    Column("inputs", JSON),
     Column("owner", String(36)),
     Column("epoch", Integer, nullable=False),
     Column("failures", Integer, nullable=False),
@@ -150,6 +152,8 @@ artifacts = Table(
     Column("width", Integer),
     Column("height", Integer),
     Column("frames", Integer),
+    Column("duration_s", Float),
+    Column("faces", Integer),
     # written before the file is deleted: what the row names as there is there
     Column("removed_at", BigInteger),
     Index("ix_artifacts_filename", "filename", unique=True),
@@ -245,4 +249,49 @@ trained_models = Table(
     Column("base_model", String(255), nullable=False),
     Column("created_at", BigInteger, nullable=False),
     UniqueConstraint("name"),
+)
+
+templates = Table(
+    "templates",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("prompt", Text, nullable=False),
+    Column("trigger_keyword", String(200), nullable=False),
+    Column("image_key", Text),
+    Column("image_type", String(255)),
+    Column("image_bytes", BigInteger),
+    Column("image_sha256", String(64)),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Index("ix_templates_created_at_id", "created_at", "id"),
+)
+
+styles = Table(
+    "styles",
+    metadata,
+    # the `styleId` of calls
+    Column("id", String(64), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("prompt", Text, nullable=False),
+    Column("image_key", Text),
+    Column("image_type", String(255)),
+    Column("image_bytes", BigInteger),
+    Column("image_sha256", String(64)),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+workflows = Table(
+    "workflows",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("digest", String(64), nullable=False, index=True),
+    Column("caller", String(100), nullable=False),
+    Column("graph", JSON, nullable=False),
+    Column("manifest", JSON, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    # jobs of a removed one still find what they were
+    Column("removed_at", BigInteger),
 )

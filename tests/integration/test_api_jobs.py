@@ -173,9 +173,9 @@ async def test_events_open_with_the_signed_address_of_the_job(served: Gateway) -
 
 
 @pytest.mark.parametrize("late", [False, True])
-async def test_progress_reaches_a_follower_while_the_job_runs(held: Gateway, late: bool) -> None:
+async def test_progress_reaches_a_follower_while_the_job_runs(held: Gateway, *, late: bool) -> None:
     job_id = await submit(held)
-    while late and (await held.http.get(f"/api/jobs/{job_id}")).json()["progress"] == 0:
+    while late and (await held.http.get(f"/api/jobs/{job_id}")).json()["progress"] == 0:  # noqa: ASYNC110  # a state seen over HTTP
         await asyncio.sleep(0.005)
     async with (
         serving(held.app) as url,
