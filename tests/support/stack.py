@@ -46,9 +46,11 @@ class Stack:
         gpus: int = 1,
         gateways: int = 1,
         database_url: str | None = None,
+        root: Path = ROOT,
         **env: str,
     ) -> None:
         self.workspace = workspace
+        self.root = root
         self.simulators = named("simulator", gpus)
         self.gpu_servers = named("gpu_server", gpus)
         self.gateways = named("gateway", gateways)
@@ -82,7 +84,7 @@ class Stack:
         inherited = {k: os.environ[k] for k in ("PATH", "HOME", "LANG") if k in os.environ}
         return {
             **inherited,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(self.root),
             "PYTHONWARNINGS": "default",
             "WORKSPACE": str(self.workspace / service if apart else self.workspace),
             "BACKEND_HOST": "127.0.0.1",
@@ -121,12 +123,19 @@ class Stack:
         self.workspace.mkdir(parents=True, exist_ok=True)
         if not set(chosen).isdisjoint(self.gateways):
             subprocess.run(
-                [sys.executable, "-m", "gateway", "migrate"], env=self.env(), cwd=ROOT, check=True
+                [sys.executable, "-m", "gateway", "migrate"],
+                env=self.env(),
+                cwd=self.root,
+                check=True,
             )
         for service in chosen:
             with (self.workspace / f"{service}.log").open("ab") as log:
                 self.processes[service] = subprocess.Popen(
-                    self.command(service), env=self.env(service), cwd=ROOT, stdout=log, stderr=log
+                    self.command(service),
+                    env=self.env(service),
+                    cwd=self.root,
+                    stdout=log,
+                    stderr=log,
                 )
         for service in chosen:
             self.wait_up(service)
