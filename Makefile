@@ -31,7 +31,7 @@ check: setup ## Lint, types, import contracts, shell scripts
 	$(VENV)/bin/pyright --pythonpath $(PY)
 
 pytest: setup ## The tests alone; ARGS="-k name" narrows them, WORKERS=0 runs them in one process
-	$(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal --reruns 1 $(ARGS)
 
 test: check pytest ## Everything that must hold: checks, then tests
 

@@ -147,7 +147,8 @@ def per_job(job: Callable[[int], int], case: Case, seeds: range) -> float:
         with ThreadPoolExecutor(case.abreast) as pool:
             sizes = list(pool.map(job, seeds))
     elapsed = time.perf_counter() - begin
-    assert all(size >= case.output_bytes for size in sizes), sizes
+    # a job's file comes without the texts in it
+    assert all(size > case.output_bytes - 64 * 1024 for size in sizes), sizes
     return elapsed * 1000 / case.abreast
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A product's story by curl alone: a scene is generated, a place in it is masked, the product is painted
-# there, and the picture is set in motion. Every answer's address is the next call's input.
+# there, and the picture is set in motion; then a concept is drawn, cut out, made a 3D model and scaled to
+# 100 mm for the printer. Every answer's address is the next call's input.
 #
 #   ./startup.sh && examples/product_story.sh [folder for the files]
 set -euo pipefail
@@ -26,8 +27,8 @@ call() {
     field "$3" <<<"$answer" || { echo "$answer" >&2; return 1; }
 }
 
-# The first string of that name in the JSON on stdin.
-field() { grep -o "\"$1\":\"[^\"]*\"" | head -n 1 | cut -d '"' -f 4 | grep .; }
+# The first string of that name in the JSON on stdin; of a list its first one.
+field() { grep -o "\"$1\":\[\{0,1\}\"[^\"]*\"" | head -n 1 | cut -d '"' -f 4 | grep .; }
 
 keep() {
     curl -sS --fail -o "$folder/$2" "$gateway$1" "${auth[@]}"
@@ -48,3 +49,13 @@ keep "$cutout" cutout.png
 call caption "{\"image_url\": \"$placed\", \"detail\": \"brief\"}" caption
 video=$(call video "{\"image_url\": \"$placed\", \"prompt\": \"steam rises from the mug\", \"length\": 17}" video_url)
 keep "$video" video.mp4
+
+concept=$(call concept '{"type": "text", "prompt": "a desk lamp shaped like a heron", "styleId": "clay", "count": 1}' concept_urls)
+keep "$concept" concept.png
+lamp=$(call background-removal "{\"image_url\": \"$concept\"}" image_url)
+keep "$lamp" lamp.png
+model=$(call model3d "{\"input_image_url\": \"$lamp\", \"target_faces\": 20000}" normalized_model_url)
+keep "$model" model.glb
+printable=$(call model3d/rescale "{\"model_url\": \"$model\",
+    \"target_dimensions\": {\"y\": 100, \"unit\": \"mm\"}}" rescaled_model_url)
+keep "$printable" printable.glb

@@ -11,7 +11,8 @@ from gateway.errors import FieldError, InvalidParameters
 from gateway.job import Call, TrainedModel
 from gateway.media import MAX_SEED, media_fields, plain, step_message
 from gateway.tool import AnyTool, ToolParams
-from gpu_server.workflow import Limits, Workflow
+from gpu_server.protocol import FileOptions, PictureFormat
+from gpu_server.workflow import Limits, Sizes, Workflow
 
 _EXTENSIONS = {
     "image": "png",
@@ -21,6 +22,8 @@ _EXTENSIONS = {
     "text": "txt",
     "file": "bin",
 }
+_OF_FORMAT: dict[PictureFormat, str] = {"png": "png", "webp": "webp", "jpeg": "jpg"}
+_AS_MADE = FileOptions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,8 @@ def call_of(
     sent: Mapping[str, JsonValue],
     loras: Loras,
     timeout_s: float,
+    *,
+    files: FileOptions = _AS_MADE,
 ) -> Call:
     """Fill every default and draw the seed. Raises InvalidParameters."""
     workflow = variant.workflow
@@ -65,9 +70,16 @@ def call_of(
         outputs=_slots(workflow, values),
         prefix=tool.prefix,
         models=_model_files(variant, loras),
-        extensions={name: _EXTENSIONS[output.kind] for name, output in workflow.outputs.items()},
+        extensions=_extensions(workflow, files),
         timeout_s=timeout_s,
+        files=files,
     )
+
+
+def _extensions(workflow: Workflow, files: FileOptions) -> dict[str, str]:
+    pictures = {"image": _OF_FORMAT[files.format]} if files.format else {}
+    known = {**_EXTENSIONS, **pictures}
+    return {name: known[output.kind] for name, output in workflow.outputs.items()}
 
 
 def _check_sent(variant: Variant, sent: Mapping[str, JsonValue]) -> None:
@@ -102,6 +114,20 @@ def check_files(variant: Variant, files: Mapping[str, Sized]) -> None:
         if param.required and name not in files:
             message = f"is required (for {variant.name})"
             errors.append(FieldError(field=name, code="missing", message=message))
+    if errors:
+        raise InvalidParameters(errors)
+
+
+def check_sizes(variant: Variant, values: Mapping[str, JsonValue], sizes: Sizes) -> None:
+    """Refuse pictures whose size is known and does not fit the variant."""
+    errors = [
+        FieldError(
+            field=f"{found.param}.{found.number}" if len(sizes[found.param]) > 1 else found.param,
+            code=found.code,
+            message=f"{found.message} (for {variant.name})",
+        )
+        for found in variant.workflow.misfits(values, sizes)
+    ]
     if errors:
         raise InvalidParameters(errors)
 

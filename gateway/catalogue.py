@@ -46,6 +46,8 @@ class Catalogue:
 
     def families(self, tool: AnyTool) -> list[Variant]:
         """List a tool's variants as declared: a family that names a file counts once."""
+        if tool.workflow is not None:
+            return [Variant(name=tool.default_variant, workflow=tool.workflow)]
         found = [
             Variant(name=w.variant or w.name, workflow=w, argument=argument_of(w))
             for w in self.workflows.values()
@@ -100,7 +102,9 @@ class Catalogue:
         """Judge a variant over all backends: one that is ready suffices."""
         if variant.file == "<file>":
             return self._without_file(variant)
-        seen = [b.readiness(variant.workflow.name, variant.workflow.digest) for b in self.backends]
+        name, digest = variant.workflow.name, variant.workflow.digest
+        asked = [backend.readiness(name, digest) for backend in self.backends]
+        seen = [state for state in asked if state is not None]
         for wanted in ("ready", "unknown"):
             if any(s.readiness == wanted for s in seen):
                 return WorkflowReadiness(readiness=wanted)

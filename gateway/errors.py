@@ -9,11 +9,12 @@ GatewayError
 │   ├── IdempotencyKeyReused  422   the same key came with another body
 │   ├── Unauthorized          401   no key, or a wrong one
 │   ├── Forbidden             403   a link is expired or its signature does not fit
+│   ├── NotEnabled            403   switched off on this installation
 │   ├── NotFound              404   no such job, file, model or route
 │   ├── MethodNotAllowed      405   the route exists, the method does not
 │   ├── Conflict              409   not possible in the present state
 │   ├── PayloadTooLarge       413   more bytes than allowed
-│   ├── UnsupportedMediaType  415   the body is not JSON
+│   ├── UnsupportedMediaType  415   the body is not of the type the route reads
 │   ├── RangeNotSatisfiable   416   the range lies outside the file
 │   └── QueueFull             429   as many jobs wait as may; `Retry-After` says when to come again
 ├── DeadlineUnreachable       503   the queue is too long for the job's deadline
@@ -159,6 +160,14 @@ class Forbidden(UsageError):
     title = "This link is not valid (any more)"
 
 
+class NotEnabled(UsageError):
+    """Switched off on this installation."""
+
+    code = "not_enabled"
+    status = 403
+    title = "That is switched off here"
+
+
 class NotFound(UsageError):
     """No such job, file, model or route."""
 
@@ -198,11 +207,11 @@ class PayloadTooLarge(UsageError):
 
 
 class UnsupportedMediaType(UsageError):
-    """The body is not JSON."""
+    """The body is not of the type the route reads: JSON, or a form."""
 
     code = "unsupported_media_type"
     status = 415
-    title = "The body must be JSON"
+    title = "The body is of another media type"
 
 
 class RangeNotSatisfiable(UsageError):

@@ -1,4 +1,4 @@
-"""Pictures small enough to stand in the documentation, so that its examples run as they stand."""
+"""Files small enough to stand in the documentation, so that its examples run as they stand."""
 
 MUG = (
     "data:image/png;base64,"
@@ -19,3 +19,18 @@ WHERE_THE_MUG_IS = (
     "cMLcfVWNv08gEAgEAoFAIBAIBALB0wEAXGIBrV4SaHHfRJ0AAAAASUVORK5CYII="
 )
 """A mask of the same size: white where the mug is."""
+
+BOX = (
+    "data:model/gltf-binary;base64,"
+    "Z2xURgIAAABwAgAA0AEAAEpTT057ImFzc2V0Ijp7InZlcnNpb24iOiIyLjAifSwic2NlbmUiOjAsInNjZW5lcyI6W3si"
+    "bm9kZXMiOlswXX1dLCJub2RlcyI6W3sibWVzaCI6MH1dLCJtZXNoZXMiOlt7InByaW1pdGl2ZXMiOlt7ImF0dHJpYnV0"
+    "ZXMiOnsiUE9TSVRJT04iOjB9LCJpbmRpY2VzIjoxfV19XSwiYWNjZXNzb3JzIjpbeyJidWZmZXJWaWV3IjowLCJjb21w"
+    "b25lbnRUeXBlIjo1MTI2LCJjb3VudCI6OCwidHlwZSI6IlZFQzMiLCJtaW4iOlstMC4zNzUsLTAuMjUsLTAuNV0sIm1h"
+    "eCI6WzAuMzc1LDAuMjUsMC41XX0seyJidWZmZXJWaWV3IjoxLCJjb21wb25lbnRUeXBlIjo1MTIxLCJjb3VudCI6MzYs"
+    "InR5cGUiOiJTQ0FMQVIifV0sImJ1ZmZlclZpZXdzIjpbeyJidWZmZXIiOjAsImJ5dGVMZW5ndGgiOjk2fSx7ImJ1ZmZl"
+    "ciI6MCwiYnl0ZU9mZnNldCI6OTYsImJ5dGVMZW5ndGgiOjM2fV0sImJ1ZmZlcnMiOlt7ImJ5dGVMZW5ndGgiOjEzMn1d"
+    "fYQAAABCSU4AAADAvgAAgL4AAAC/AADAPgAAgL4AAAC/AADAvgAAgD4AAAC/AADAPgAAgD4AAAC/AADAvgAAgL4AAAA/"
+    "AADAPgAAgL4AAAA/AADAvgAAgD4AAAA/AADAPgAAgD4AAAA/AAIDAAMBBAUHBAcGAAEFAAUEAgYHAgcDAAQGAAYCAQMH"
+    "AQcF"
+)
+"""A box without textures, 0.75 m wide, 0.5 m high and 1 m deep."""

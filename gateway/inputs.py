@@ -7,6 +7,7 @@ inside the call is looked at and stored, so that nothing travels on as base64.
 
 import asyncio
 import base64
+import io
 import logging
 import mimetypes
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -22,15 +23,16 @@ from gateway.clock import Clock
 from gateway.errors import FieldError, InvalidParameters, StorageFull
 from gateway.job import INPUTS_PREFIX, Artifact, Source
 from gateway.media import MediaKind, media_fields
-from gateway.sniffing import media_type_of, picture_size
+from gateway.pictures import Picture
+from gateway.sniffing import media_type_of
 from gateway.storage.base import NoRoom, Storage, StorageError
 from gpu_server.fetch import FetchError, check_address, origin_of
+from gpu_server.workflow import Size, Sizes, UnfitPicture, look_at
 
 _log = logging.getLogger(__name__)
 
-MAX_PIXELS = 100_000_000
-"""Most pixels of a picture inside a call."""
-_BASE64_PER_BYTE = 4 / 3
+BASE64_PER_BYTE = 4 / 3 * 66 / 64
+"""With line breaks, two characters each, after every 64."""
 _LONGEST_HEAD = 200
 _LOCAL = "local://files/"
 _STORES = frozenset({"r2", "s3", "gs"})
@@ -84,12 +86,22 @@ class InputNames(Protocol):
         ...
 
 
+class ItemPictures(Protocol):
+    """Who knows the pictures of templates and styles."""
+
+    async def at(self, path: str, /) -> Picture | None:
+        """The picture a path of ours names; None where it names none."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inline:
     """A file that came inside a call, decoded; not stored yet."""
 
     media_type: str
     data: bytes
+    size: Size | None = None
+    """Of a picture."""
 
 
 Checked = Mapping[str, tuple[Source | Inline, ...]]
@@ -110,6 +122,7 @@ class Inputs:
     """Checks the addresses of calls, and stores what came inside them."""
 
     files: CallerFiles
+    pictures: ItemPictures
     storage: Storage
     names: InputNames
     clock: Clock
@@ -129,7 +142,7 @@ class Inputs:
             for place, address in _addresses(name, getattr(params, name)):
                 try:
                     files.append(await self._file(address, field.kind, caller))
-                except _Refused as refused:
+                except (_Refused, UnfitPicture) as refused:
                     said = FieldError(field=place, code=refused.code, message=refused.message)
                     errors.append(said)
             if files:
@@ -164,12 +177,14 @@ class Inputs:
     async def _file(self, address: str, kind: MediaKind, caller: str) -> Source | Inline:
         scheme = address.partition(":")[0].lower()
         if scheme == "data":
-            return await asyncio.to_thread(_decoded, address, kind, self.max_inline_mb)
+            return await _inline(address, kind, self.max_inline_mb)
         if scheme in _STORES:
             raise _Refused("no_such_store", f"no {scheme}:// store is configured here")
         if scheme == "local":
             return await self._by_key(address, kind, caller)
         path = self._own_path(address)
+        if path is not None and (picture := await self.pictures.at(path)) is not None:
+            return _of_kind(picture.source(), kind)
         if path is not None:
             folder, _, filename = path.rpartition("/")
             found = await self._artifact(filename if folder in self.paths else "", caller)
@@ -233,10 +248,18 @@ class Inputs:
         )
 
 
+def sizes_of(checked: Checked) -> Sizes:
+    """Collect the sizes of a call's pictures, as far as they are known."""
+    return {
+        name: [None if file.size is None else Size(*file.size) for file in files]
+        for name, files in checked.items()
+    }
+
+
 def largest_files(params: type[BaseModel], max_inline_mb: int) -> int:
     """Bytes the files inside a call may have together, as base64."""
     most = sum(field.most for field in media_fields(params).values())
-    return int(most * (max_inline_mb * 1024 * 1024 * _BASE64_PER_BYTE + _LONGEST_HEAD))
+    return int(most * (max_inline_mb * 1024 * 1024 * BASE64_PER_BYTE + _LONGEST_HEAD))
 
 
 def _addresses(name: str, value: object) -> Iterator[tuple[str, str]]:
@@ -253,14 +276,24 @@ def _unknown() -> _Refused:
 
 
 def _source(artifact: Artifact, kind: MediaKind) -> Source:
-    if not artifact.media_type.startswith(_FAMILY[kind]):
-        raise _Refused("wrong_kind", f"must be {_NEEDED[kind]}; this is {artifact.media_type}")
-    return Source(
+    made = Source(
         key=artifact.key,
         media_type=artifact.media_type,
         sha256=artifact.sha256,
         bytes=artifact.bytes,
+        size=_size(artifact.width, artifact.height),
     )
+    return _of_kind(made, kind)
+
+
+def _of_kind(source: Source, kind: MediaKind) -> Source:
+    if not source.media_type.startswith(_FAMILY[kind]):
+        raise _Refused("wrong_kind", f"must be {_NEEDED[kind]}; this is {source.media_type}")
+    return source
+
+
+def _size(width: int | None, height: int | None) -> tuple[int, int] | None:
+    return None if width is None or height is None else (width, height)
 
 
 def _guessed(address: str, kind: MediaKind) -> str:
@@ -269,33 +302,32 @@ def _guessed(address: str, kind: MediaKind) -> str:
     return named if named.startswith(_FAMILY[kind]) else _USUAL[kind]
 
 
-def _decoded(address: str, kind: MediaKind, max_mb: int) -> Inline:
-    """Decode and look at a `data:` URI; in a thread, as it may be long."""
+async def _inline(address: str, kind: MediaKind, max_mb: int) -> Inline:
+    """Decode and look at a `data:` URI; in threads, as it may be long."""
+    data = await asyncio.to_thread(_decoded, address, max_mb)
+    if _FAMILY[kind] == "image/":
+        picture = await look_at(io.BytesIO(data))
+        return Inline(media_type=picture.media_type, data=data, size=picture.size)
+    media_type = media_type_of(data)
+    if media_type is None or not media_type.startswith(_FAMILY[kind]):
+        raise _Refused("wrong_kind", f"must be {_NEEDED[kind]}; its content is something else")
+    return Inline(media_type=media_type, data=data)
+
+
+def _decoded(address: str, max_mb: int) -> bytes:
     head, comma, text = address[:_LONGEST_HEAD].partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise _Refused("not_base64", "must be data:<media type>;base64,<content>")
     text += address[_LONGEST_HEAD:]
     try:
-        data = base64.b64decode(unquote(text) if "%" in text else text, validate=True)
+        encoded = (unquote(text) if "%" in text else text).encode("ascii")
+        # tools that write base64 break its lines
+        data = base64.b64decode(b"".join(encoded.split()), validate=True)
     except ValueError:
         raise _Refused("not_base64", "what follows the comma is not valid base64") from None
     if len(data) > max_mb * 1024 * 1024:
         raise _Refused("too_large", f"at most {max_mb} MB, decoded: send a larger file's address")
-    media_type = media_type_of(data)
-    if media_type is None or not media_type.startswith(_FAMILY[kind]):
-        raise _Refused("wrong_kind", f"must be {_NEEDED[kind]}; its content is something else")
-    if _FAMILY[kind] == "image/":
-        _check_picture(data, media_type)
-    return Inline(media_type=media_type, data=data)
-
-
-def _check_picture(data: bytes, media_type: str) -> None:
-    size = picture_size(data, media_type)
-    if size is None:
-        raise _Refused("unreadable_image", "is no whole picture: its header is damaged")
-    if size[0] * size[1] > MAX_PIXELS:
-        said = f"has {size[0]}x{size[1]} pixels: at most {MAX_PIXELS // 1_000_000} megapixels"
-        raise _Refused("too_large", said)
+    return data
 
 
 async def _pieces(data: bytes) -> AsyncIterator[bytes]:

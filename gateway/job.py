@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from gpu_server.protocol import FailureKind, OutputFile
+from gpu_server.protocol import FailureKind, FileOptions, OutputFile
 
 JobStatus = Literal["pending", "processing", "completed", "failed", "cancelled"]
 JOB_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
@@ -70,7 +70,10 @@ INPUTS_PREFIX = "inputs"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A file a job reads: one in our storage (`key`), or at an address of the caller's (`url`)."""
+    """A file a job reads: one in our storage (`key`), or at an address of the caller's (`url`).
+
+    One that the stage before makes (`slot`) has a key once that stage is done.
+    """
 
     media_type: str
     """Of a foreign file only what its name and its parameter suggest."""
@@ -78,8 +81,12 @@ class Source:
     key: str | None = None
     sha256: str | None = None
     bytes: int | None = None
+    size: tuple[int, int] | None = None
+    """Width and height of a picture, where they are known."""
     stored: bool = False
     """It came with the call itself and lies in storage for this job alone."""
+    slot: str | None = None
+    """The slot of the stage before that it comes from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +107,29 @@ class Call:
     timeout_s: float = 3600
     inputs: dict[str, tuple[Source, ...]] = field(default_factory=dict[str, tuple[Source, ...]])
     """Files it reads, by parameter; absent from rows of former versions."""
+    files: FileOptions = field(default_factory=FileOptions)
+    """How the files it makes are handed over; absent from rows of former versions."""
+    ends_at: float = 1.0
+    """How far its job is, 0..1, once this stage is done."""
+    then: "Call | None" = None
+    """The next stage of its job; absent from rows of former versions."""
+
+    @property
+    def stages(self) -> "tuple[Call, ...]":
+        """This call and those that follow it."""
+        found: list[Call] = [self]
+        while (following := found[-1].then) is not None:
+            found.append(following)
+        return tuple(found)
+
+    @property
+    def made_inputs(self) -> dict[str, tuple[Source, ...]]:
+        """Of the files it reads, those that the stage before makes."""
+        return {
+            param: sources
+            for param, sources in self.inputs.items()
+            if any(source.slot is not None for source in sources)
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +172,8 @@ class Artifact:
     width: int | None = None
     height: int | None = None
     frames: int | None = None
+    duration_s: float | None = None
+    faces: int | None = None
     removed_at: datetime | None = None
     """When it was given up; it may lie there for a moment still."""
 
@@ -159,13 +191,30 @@ class Produced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a completed job is described by, beside its files."""
+    """What a completed job, or what is done of it so far, is described by, beside its files."""
 
     params: dict[str, JsonValue]
     engine: str
     backend: str
     duration_seconds: float
     texts: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+
+    def after(self, before: "Outcome | None") -> "Outcome":
+        """What the stages have come to together.
+
+        Engine and place are those of the first stage, the others only work on what it made; but a
+        simulator in any of them is told.
+        """
+        if before is None:
+            return self
+        simulated = "simulator" in {before.engine, self.engine}
+        return Outcome(
+            params={**before.params, **self.params},
+            engine="simulator" if simulated else before.engine,
+            backend=before.backend,
+            duration_seconds=before.duration_seconds + self.duration_seconds,
+            texts={**before.texts, **self.texts},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +230,7 @@ class Job:
     params: dict[str, JsonValue]
     call: Call
     outcome: Outcome | None
+    """While it is processing, that of the stages done so far."""
     error: JobError | None
     artifacts: tuple[Artifact, ...]
     created_at: datetime
@@ -207,6 +257,7 @@ class Run:
     caller: str
     priority: int
     call: Call
+    """That of its stage, with the files the stage before made."""
     backend: str | None
     reference: str | None
     produced: Produced | None
@@ -215,7 +266,7 @@ class Run:
     epoch: int
     """Raised with each change of owner: a write under an older one matches no row."""
     failures: int
-    """Transient failures of the job so far; `max_attempts` of them end it."""
+    """Transient failures of the stage so far; `max_attempts` of them end the job."""
     deaths: int
     """Unclean deaths of a process that was working on the job; `max_deaths` of them end it."""
     executed: bool
@@ -225,6 +276,14 @@ class Run:
     deadline_at: datetime
     handed_over: bool = False
     """It changed owner while `granted`: the former one may have asked its backend to start it."""
+    begins_at: float = 0.0
+    """How far its job is, 0..1, when its stage begins."""
+    before: Outcome | None = None
+    """What the stages before came to."""
+
+    def progress(self, fraction: float) -> float:
+        """How far its job is when this run is that far."""
+        return self.begins_at + (self.call.ends_at - self.begins_at) * fraction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,15 +1,19 @@
 """What the `error.code` of a failed job can be, and what it means for a caller."""
 
+from gateway.mesh.errors import MESH_CODES
+
 JOB_CODES: dict[str, str] = {
+    "animated_image": "An input is a picture of several frames, and one is meant.",
     "backend_unreachable": "The GPU service did not come back in time; no attempt was left.",
     "comfyui_too_old": "ComfyUI is older than this service needs.",
     "comfyui_unavailable": "ComfyUI did not answer.",
     "comfyui_wedged": "ComfyUI accepted the work and then stood still.",
     "deadline_exceeded": "The job was not done before its deadline.",
     "delivery_failed": "A finished file could not be delivered to storage.",
+    "disk_full": "The gateway's disk is full.",
     "execution_failed": "A node of the workflow failed.",
     "fetch_failed": "The file at an address of the call could not be fetched.",
-    "fetch_timeout": "The file at an address of the call did not come in time.",
+    "fetch_timeout": "The file at an address of the call did not come in time, or too slowly.",
     "file_not_found": "There is no file at an address of the call.",
     "file_too_large": "The file at an address of the call is larger than is fetched.",
     "input_changed": "An input file was not what had been announced.",
@@ -27,6 +31,7 @@ JOB_CODES: dict[str, str] = {
     "missing_param": "A value the workflow needs was not sent.",
     "model_not_installed": "A LoRA or checkpoint is not installed any more.",
     "no_output": "The workflow ended without making a file.",
+    "not_convertible": "A picture can't be had in the `output_format` asked for.",
     "object_not_found": "What the call names is not in the picture.",
     "out_of_memory": "The GPU ran out of memory: ask for a smaller picture or fewer at once.",
     "output_missing": "A file the GPU service delivered does not lie in storage as it was sent.",
@@ -36,13 +41,17 @@ JOB_CODES: dict[str, str] = {
     "too_large": "The work or one of its files is larger than ComfyUI takes.",
     "too_many_outputs": "The workflow made more files than the call has room for.",
     "unknown_param": "The workflow has no such parameter.",
-    "unreadable_image": "An input is not a picture ComfyUI can read.",
+    "unreadable_image": "An input is a picture that is damaged or cut off.",
     "unreadable_input": "An input file could not be read.",
     "unsupported": "The GPU service cannot carry out such a call.",
+    "unreadable_output": "A finished file can't be read, so its metadata can't be taken out.",
     "upload_refused": "ComfyUI refused an input file.",
     "url_refused": "An address of the call leads to where nothing is fetched from.",
     "workflow_changed": "The workflow changed after the job was taken: send it again.",
     "workflow_invalid": "The workflow does not fit this ComfyUI.",
     "workflow_rejected": "ComfyUI refused the workflow.",
+    "wrong_kind": "An input is not of the kind its parameter takes.",
+    "wrong_size": "The size of a picture does not fit the workflow, or that of its scene.",
+    **MESH_CODES,
 }
 """Kept complete by a test that reads the sources."""

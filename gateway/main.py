@@ -20,10 +20,16 @@ from gateway.api.jobs import jobs_router
 from gateway.api.models import models_router
 from gateway.api.modes import largest_body, modes_router
 from gateway.api.openapi import OPEN_PATHS, add_openapi
+from gateway.api.openapi_route import add_openapi_route
+from gateway.api.styles import styles_router
+from gateway.api.templates import templates_router
 from gateway.api.tools import tool_router
 from gateway.api.views import Views
 from gateway.api.webhooks import webhooks_router
+from gateway.api.workflows import largest_own_body, workflows_router
 from gateway.inputs import largest_files
+from gateway.own_workflows.tool import OWN, WORKFLOWS_PATH
+from gateway.pictures import has_picture
 from gateway.runtime import Runtime, build
 from gateway.settings import Settings
 from gateway.storage.local import SLOTS_PATH
@@ -43,6 +49,8 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
         version=settings.api_version,
         lifespan=lifespan,
         docs_url=None,
+        # a route of ours, which knows callers' own workflows
+        openapi_url=None,
         redoc_url=None,
         redirect_slashes=False,
         # FastAPI's own spans would carry the query, signatures included.
@@ -50,17 +58,21 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     problems.install(app)
-    _add_routes(app, built.context)
+    views = _views(built.context)
+    _add_routes(app, built.context, views)
     _add_rings(app, built.context)
     add_openapi(app, built.context.catalogue.tools)
+    add_openapi_route(app, built.context, views)
     return app
 
 
-def _add_routes(app: FastAPI, context: Context) -> None:
+def _views(context: Context) -> Views:
+    tools = {tool.name: tool for tool in context.catalogue.tools}
+    return Views(tools=tools, storage=context.storage, signer=context.signer)
+
+
+def _add_routes(app: FastAPI, context: Context, views: Views) -> None:
     tools = context.catalogue.tools
-    views = Views(
-        tools={tool.name: tool for tool in tools}, storage=context.storage, signer=context.signer
-    )
     for tool in tools:
         app.include_router(tool_router(tool, context, views))
     app.include_router(catalogue_router(context))
@@ -68,10 +80,13 @@ def _add_routes(app: FastAPI, context: Context) -> None:
     app.include_router(batches_router(context, views))
     app.include_router(webhooks_router(context))
     app.include_router(models_router(context))
+    app.include_router(templates_router(context))
+    app.include_router(styles_router(context))
     app.include_router(modes_router(context))
+    app.include_router(workflows_router(context, views))
     app.include_router(
         files_router(
-            [tool.files_path for tool in tools if tool.files_path is not None],
+            [tool.files_path for tool in (*tools, OWN) if tool.files_path is not None],
             jobs=context.jobs,
             storage=context.storage,
             signer=context.signer,
@@ -85,7 +100,8 @@ def _add_routes(app: FastAPI, context: Context) -> None:
 def _add_rings(app: FastAPI, context: Context) -> None:
     """Put the rings on; the last one added is the outermost."""
     settings = context.settings
-    files = tuple(f"{tool.files_path}/" for tool in context.catalogue.tools if tool.files_path)
+    every = (*context.catalogue.tools, OWN)
+    files = tuple(f"{tool.files_path}/" for tool in every if tool.files_path)
     # These routes judge signatures themselves: PUT slots have no key at all.
     own_judgement = (*files, SLOTS_PATH, f"{ASSETS}/")
     by_mode = largest_body(settings)
@@ -98,11 +114,15 @@ def _add_rings(app: FastAPI, context: Context) -> None:
     def is_open(path: str) -> bool:
         return path in OPEN_PATHS or path.startswith(own_judgement)
 
-    def limit_of(_: str, path: str) -> int | None:
+    def limit_of(method: str, path: str) -> int | None:
         if path.startswith(SLOTS_PATH):
             return None
+        if has_picture(method, path):
+            return MAX_BODY + settings.max_image_size_mb * 1024 * 1024
         if path == BATCHES_PATH:
             return MAX_BATCH_BODY
+        if path.startswith(WORKFLOWS_PATH):
+            return largest_own_body(path, settings)
         return by_mode if path == "/generate" else inline.get(path, MAX_BODY)
 
     app.add_middleware(BodyLimit, limit_of=limit_of)

@@ -10,6 +10,7 @@ from gateway.api.problems import all_errors
 from gateway.catalogue import Catalogue, Variant
 from gateway.errors import JobFailed
 from gateway.job_codes import JOB_CODES
+from gateway.operations import OPERATIONS
 from gateway.settings import Settings, environment_name, shown_default
 from gateway.tool import AnyTool, JobOptions
 from gateway.tools import MODES, TOOLS
@@ -23,7 +24,8 @@ _WRITTEN = "<!-- Written by `python -m gateway docs`; change the code, not this 
 
 def pages(workflows: Path) -> dict[str, str]:
     """Write every reference page, by file name."""
-    catalogue = Catalogue(tools=TOOLS, workflows=load_workflows(workflows), backends=())
+    known = {**load_workflows(workflows), **OPERATIONS}
+    catalogue = Catalogue(tools=TOOLS, workflows=known, backends=())
     return {
         "errors.md": "\n".join(_errors()) + "\n",
         "settings.md": "\n".join(_settings()) + "\n",
@@ -132,6 +134,7 @@ def _parameter(name: str, field: dict[str, Any], *, needed: bool) -> str:
         ("maxItems", "items ≤"),
     ):
         found += [f"{sign} {part[key]}" for part in parts if key in part]
+    found += [f"`{choice}`" for part in parts for choice in part.get("enum", ())]
     meaning = str(field.get("description", "")).replace("|", "\\|")
     return f"| `{name}` | {default} | {', '.join(found) or NONE} | {meaning} |"
 
@@ -139,6 +142,8 @@ def _parameter(name: str, field: dict[str, Any], *, needed: bool) -> str:
 def _literal(value: object) -> str:
     if value == "":
         return "(empty)"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
     return NONE if value is None else f"`{value}`"
 
 

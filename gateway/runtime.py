@@ -13,12 +13,20 @@ import httpx
 from gateway.api.context import Context, WatchedBackend
 from gateway.api.views import Views
 from gateway.api.webhooks import payload
+from gateway.backends.base import Backend
+from gateway.backends.cpu import NAME as CPU
+from gateway.backends.cpu import CpuBackend
+from gateway.backends.cpu_files import Transfers
 from gateway.backends.sidecar import Sidecar, name_of
 from gateway.catalogue import Catalogue
 from gateway.clock import SystemClock
 from gateway.db import Database
 from gateway.db.jobs import JobRows
 from gateway.db.limits import waiting_by_caller
+from gateway.db.own_workflows import OwnWorkflowRows
+from gateway.db.pictures import PictureRows
+from gateway.db.styles import Styles
+from gateway.db.templates import Templates
 from gateway.db.timings import Timings
 from gateway.db.trained_models import TrainedModels
 from gateway.inputs import Inputs
@@ -29,10 +37,16 @@ from gateway.jobs.limits import QueueLimits
 from gateway.jobs.receivers import Receivers
 from gateway.jobs.sweep import Retention, Sweep
 from gateway.jobs.webhooks import Webhooks
+from gateway.mesh.order import MeshLimits
+from gateway.mesh.pool import MeshPool
+from gateway.operations import OPERATIONS
+from gateway.own_workflows.registry import ChecksWorkflows, OwnWorkflows, StoredWorkflows
+from gateway.own_workflows.tool import OWN, is_own
 from gateway.security.api_keys import RequireKey
 from gateway.security.policy import Policy, PolicyUnusable, load_policy
 from gateway.security.signing import SignedFileNames, Signer, load_secret, webhook_secret
 from gateway.settings import Settings
+from gateway.storage.base import Storage
 from gateway.storage.disk import DiskSpace
 from gateway.storage.local import LocalStorage
 from gateway.submission import Submission
@@ -54,6 +68,7 @@ class Runtime:
     db: Database
     http: httpx.AsyncClient
     sidecars: Sequence[Sidecar]
+    cpu: CpuBackend | None
     sweep: Sweep
 
     @asynccontextmanager
@@ -64,6 +79,8 @@ class Runtime:
             stack.push_async_callback(self.http.aclose)
             stack.push_async_callback(self.db.close)
             await self.db.check_schema()
+            if self.cpu is not None:
+                await self.cpu.open()
             for sidecar in self.sidecars:
                 stack.push_async_callback(sidecar.close)
                 await sidecar.start_watching()
@@ -71,10 +88,14 @@ class Runtime:
             stack.push_async_callback(context.webhooks.stop)
             stack.push_async_callback(context.jobs.stop)
             await context.jobs.start()
+            if self.cpu is not None:
+                # before the jobs are stopped: they write down what it has broken off
+                stack.push_async_callback(self.cpu.close)
             await context.webhooks.start()
             announcing = asyncio.create_task(_announce_simulators(self.sidecars))
             stack.callback(announcing.cancel)
             stack.push_async_callback(_stop, asyncio.create_task(self.sweep.run()))
+            stack.push_async_callback(_stop, asyncio.create_task(context.own.keep_known()))
             for notice in notices(context):
                 logger.warning("%s", notice)
             context.started.set()
@@ -85,62 +106,81 @@ class Runtime:
 
 
 def build(settings: Settings, backends: Sequence[WatchedBackend] | None = None) -> Runtime:
-    """Build a gateway from its settings; nothing is started and nothing connects yet.
-
-    `backends` stand in for the GPU services the settings name.
-    """
+    """Build a gateway; nothing is started yet. `backends` stand in for the settings' services."""
     secret = load_secret(settings.data / "secret")
     signer = Signer(secret)
     db = Database(settings.database, connections=settings.database_connections)
     http = httpx.AsyncClient(limits=httpx.Limits(max_connections=None), trust_env=False)
     workflows = load_workflows(settings.workflows, on_error=_bad_workflow)
     storage = LocalStorage(settings.files, signer, slots_address(settings))
-    sidecars = () if backends is not None else _sidecars(settings, http, workflows)
+    brought = StoredWorkflows(OwnWorkflowRows(db))
+    sidecars = () if backends is not None else _sidecars(settings, http, workflows, brought)
     places = sidecars if backends is None else backends
-    catalogue = Catalogue(tools=TOOLS, workflows=workflows, backends=places)
+    disk = DiskSpace(settings.written_folders, least_mb=settings.min_free_disk_mb)
+    cpu = _cpu(settings, http, disk) if backends is None else None
+    every: Sequence[Backend] = [*places, *([cpu] if cpu else [])]
+    catalogue = Catalogue(tools=TOOLS, workflows={**workflows, **OPERATIONS}, backends=every)
     models = TrainedModels(db)
-    jobs = Jobs(
-        db=db,
-        backends=places,
-        storage=storage,
-        names=SignedFileNames(signer),
-        settings=_job_settings(settings),
-        clock=SystemClock(),
-    )
+    jobs = _jobs(settings, db, every, storage, signer)
     webhooks = _webhooks(settings, secret, db, jobs, storage)
     for sidecar in sidecars:
         sidecar.on_change = jobs.look_again
     inputs = _inputs(settings, db, storage, signer)
-    disk = DiskSpace(settings.written_folders, least_mb=settings.min_free_disk_mb)
+    submission = _submission(
+        settings, db, catalogue, models, jobs, webhooks=webhooks, disk=disk, inputs=inputs
+    )
     context = Context(
         settings=settings,
         signer=signer,
         key=_key(settings),
         models=models,
+        templates=Templates(db),
+        styles=Styles(db),
         storage=storage,
         disk=disk,
         backends=places,
         catalogue=catalogue,
         jobs=jobs,
         webhooks=webhooks,
-        submission=_submission(
-            settings, db, catalogue, models, jobs, webhooks=webhooks, disk=disk, inputs=inputs
-        ),
+        submission=submission,
+        own=_own_workflows(settings, brought, places, submission.policy),
     )
     return Runtime(
         context=context,
         db=db,
         http=http,
         sidecars=sidecars,
+        cpu=cpu,
         sweep=_sweep(settings, db, storage, signer),
     )
 
 
-def _job_settings(settings: Settings) -> JobSettings:
-    return JobSettings(
-        backend_lost_after_s=settings.backend_lost_after,
-        lease_s=settings.replica_lease_s,
-        max_running_per_caller=settings.max_running_per_caller,
+def _own_workflows(
+    settings: Settings, brought: StoredWorkflows, places: Sequence[object], policy: Policy
+) -> OwnWorkflows:
+    return OwnWorkflows(
+        brought=brought,
+        checkers=[place for place in places if isinstance(place, ChecksWorkflows)],
+        policy=policy,
+        enabled=settings.takes_own_workflows,
+        most=settings.own_workflows_max,
+    )
+
+
+def _jobs(
+    settings: Settings, db: Database, every: Sequence[Backend], storage: Storage, signer: Signer
+) -> Jobs:
+    return Jobs(
+        db=db,
+        backends=every,
+        storage=storage,
+        names=SignedFileNames(signer),
+        settings=JobSettings(
+            backend_lost_after_s=settings.backend_lost_after,
+            lease_s=settings.replica_lease_s,
+            max_running_per_caller=settings.max_running_per_caller,
+        ),
+        clock=SystemClock(),
     )
 
 
@@ -173,14 +213,14 @@ def _submission(
     inputs: Inputs,
 ) -> Submission:
     timeouts = dict(settings.tool_timeouts)
-    unknown = timeouts.keys() - {tool.name for tool in TOOLS}
+    unknown = {name for name in timeouts if not is_own(name)} - {tool.name for tool in TOOLS}
     if unknown:
         known = ", ".join(tool.name for tool in TOOLS)
         raise Misconfigured(f"TOOL_TIMEOUTS: no tool is named {min(unknown)!r}; there is {known}")
     etas = Etas(
         history=Timings(db),
-        # each executes one job at a time; what it holds beyond that waits there
-        places=lambda: sum(backend.capacity > 0 for backend in catalogue.backends),
+        places=lambda tool: _places(catalogue, tool),
+        alike=lambda one, other: _on_cpu(one) == _on_cpu(other),
         clock=SystemClock(),
     )
     limits = QueueLimits(
@@ -192,6 +232,7 @@ def _submission(
     return Submission(
         catalogue=catalogue,
         models=models,
+        styles=Styles(db),
         jobs=jobs,
         limits=limits,
         etas=etas,
@@ -201,6 +242,18 @@ def _submission(
         check_webhook=webhooks.check,
         timeouts=timeouts,
     )
+
+
+def _places(catalogue: Catalogue, tool: str | None) -> int:
+    """How many jobs of a tool execute at once; None: of all that need a GPU."""
+    if _on_cpu(tool):
+        return sum(b.capacity for b in catalogue.backends if b.name == CPU)
+    # each executes one job at a time; what it holds beyond that waits there
+    return sum(b.capacity > 0 for b in catalogue.backends if b.name != CPU)
+
+
+def _on_cpu(tool: str | None) -> bool:
+    return any(operation.tool == tool for operation in OPERATIONS.values())
 
 
 def _policy(settings: Settings) -> Policy:
@@ -214,10 +267,11 @@ def _inputs(settings: Settings, db: Database, storage: LocalStorage, signer: Sig
     own = (settings.public_url, settings.local_url, f"http://localhost:{settings.backend_port}")
     return Inputs(
         files=JobRows(db),
+        pictures=PictureRows(db),
         storage=storage,
         names=SignedFileNames(signer),
         clock=SystemClock(),
-        paths=frozenset(tool.files_path for tool in TOOLS if tool.files_path is not None),
+        paths=frozenset(tool.files_path for tool in (*TOOLS, OWN) if tool.files_path is not None),
         own=tuple(address for address in own if address is not None),
         max_inline_mb=settings.max_image_size_mb,
     )
@@ -237,7 +291,10 @@ def _webhooks(
 
 
 def _sidecars(
-    settings: Settings, http: httpx.AsyncClient, workflows: Mapping[str, Workflow]
+    settings: Settings,
+    http: httpx.AsyncClient,
+    workflows: Mapping[str, Workflow],
+    brought: StoredWorkflows,
 ) -> tuple[Sidecar, ...]:
     token = settings.gpu_service_token
     secret = token.get_secret_value() if token else None
@@ -245,7 +302,26 @@ def _sidecars(
     for url in settings.gpu_service_url:
         if addresses.setdefault(name_of(url), url) != url:
             raise Misconfigured(f"GPU_SERVICE_URL names {name_of(url)} twice")
-    return tuple(Sidecar(name, url, secret, http, workflows) for name, url in addresses.items())
+    return tuple(
+        Sidecar(name, url, secret, http, workflows, brought=brought.for_backends)
+        for name, url in addresses.items()
+    )
+
+
+def _cpu(settings: Settings, http: httpx.AsyncClient, disk: DiskSpace) -> CpuBackend:
+    limits = MeshLimits()
+    return CpuBackend(
+        pool=MeshPool(limits, workers=settings.mesh_workers),
+        workers=settings.mesh_workers,
+        transfers=Transfers(
+            http=http,
+            disk=disk,
+            most=limits.file_bytes,
+            public=slots_address(settings),
+            local=settings.local_url,
+        ),
+        folder=settings.data / "meshes",
+    )
 
 
 def slots_address(settings: Settings) -> str:

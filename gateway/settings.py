@@ -195,6 +195,13 @@ class Settings(BaseSettings):
         le=36_500,
         description="Days after its end a job's files are removed; the job stays. 0: never.",
     )
+    mesh_workers: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="Meshes worked on at once, each in a process of its own that may take 4 GiB of "
+        "memory; over all gateways.",
+    )
     min_free_disk_mb: int = Field(
         default=1024,
         ge=0,
@@ -219,6 +226,15 @@ class Settings(BaseSettings):
     webhook_allow_private: bool = Field(
         default=False,
         description="Whether webhooks may go to loopback and private addresses.",
+    )
+
+    own_workflows: bool | None = Field(
+        default=None,
+        description="Whether callers may bring ComfyUI graphs of their own, which run any node "
+        "that is installed there. Not set: yes where `GATEWAY_API_KEY` is set.",
+    )
+    own_workflows_max: int = Field(
+        default=100, ge=1, le=10_000, description="Most workflows of their own a caller may have."
     )
 
     policy: str = Field(
@@ -279,6 +295,13 @@ class Settings(BaseSettings):
     def webhook_secrets(self) -> tuple[str, ...]:
         """What webhooks are signed with; none where the installation's own is used."""
         return () if self.webhook_secret is None else _words(self.webhook_secret)
+
+    @property
+    def takes_own_workflows(self) -> bool:
+        """Whether callers may bring graphs of their own, the default filled in."""
+        if self.own_workflows is not None:
+            return self.own_workflows
+        return self.gateway_api_key is not None
 
     @property
     def data(self) -> Path:

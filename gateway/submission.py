@@ -1,5 +1,6 @@
 """From validated parameters to a job: variant, defaults, limits, LoRAs, readiness, seed."""
 
+import asyncio
 import hashlib
 import json
 import math
@@ -9,22 +10,27 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
-from gateway.calls import Loras, call_of, check_files, refused, values_of
+from gateway.calls import Loras, check_files, check_sizes, refused, values_of
 from gateway.catalogue import Catalogue, Variant
+from gateway.chains import Redrawing, stages_of
 from gateway.errors import DeadlineUnreachable, GatewayError
-from gateway.inputs import Inputs
-from gateway.job import Job, NewJob, TrainedModel, new_job_id
+from gateway.inputs import Checked, Inputs, sizes_of
+from gateway.job import Call, Job, NewJob, Source, TrainedModel, new_job_id
 from gateway.jobs.eta import Estimate, Etas
 from gateway.jobs.limits import QueueLimits
 from gateway.media import plain
+from gateway.own_workflows.texts import seen_by_policy
 from gateway.security.policy import Policy, PolicyCall, enforce
 from gateway.storage.disk import DiskSpace
-from gateway.tool import AnyTool, JobOptions, LoraParams, ToolParams
+from gateway.styles import STYLE_IMAGE, StyleBook, styled
+from gateway.tool import AnyTool, JobOptions, LoraParams, StyledParams, ToolParams
 
 MAX_LORAS = 4
 MEASURED_TO_REFUSE = 3
 """Jobs that must have been measured before an estimate refuses one."""
 NO_OPTIONS = JobOptions()
+_LONG = 10_000
+"""Characters of a text that is hashed by itself; no prompt has as many."""
 
 
 class ModelRegistry(Protocol):
@@ -59,11 +65,33 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Style:
+    """What a style makes of a call."""
+
+    given: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+    """What is shown again: the prompt as it was."""
+    sent: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+    """What the model is told."""
+    files: Mapping[str, tuple[Source, ...]] = field(default_factory=dict[str, tuple[Source, ...]])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """A call as it would be carried out, its files not stored yet."""
+
+    call: Call
+    given: dict[str, JsonValue]
+    """What is shown again."""
+    files: Checked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """Takes calls: everything that can be refused is refused here, before anything is queued."""
 
     catalogue: Catalogue
     models: ModelRegistry
+    styles: StyleBook
     jobs: JobTaker
     limits: QueueLimits
     etas: Etas
@@ -97,7 +125,7 @@ class Submission:
             # What the installation has may have changed since: the first answer still stands.
             # Where nothing is refused, the write itself finds out: a read less for each call.
             if key is not None:
-                made = await self.jobs.find(origin.caller, key, request_hash(origin))
+                made = await self.jobs.find(origin.caller, key, await request_hash(origin))
                 if made is not None:
                     return made, True
             raise
@@ -133,15 +161,8 @@ class Submission:
             await self.check_webhook(options.webhook_url)
         loras = await self._loras(params)
         variant = self._variant(tool, params, loras.model)
-        timeout_s = self.timeouts.get(tool.name, tool.timeout_s)
-        files = await self.inputs.check(params, origin.caller)
-        check_files(variant, files)
-        sent = values_of(params)
-        given = {**sent, **loras.given}
-        await self._allow(tool, variant, origin, given, files)
-        call = call_of(tool, variant, sent, loras, timeout_s)
-        self.catalogue.require_ready(tool, variant)
-        size = tool.size(call.params)
+        asked = await self._asked(tool, variant, params, loras, origin)
+        size = tool.size(asked.call.params)
         work = (tool.name, variant.name)
         eta = await self.etas.expect(work, size, caller=origin.caller, priority=options.priority)
         deadline_s = options.deadline_s or tool.deadline_s
@@ -149,22 +170,53 @@ class Submission:
             _require_in_time(eta, deadline_s)
         job_id = new_job_id()
         # last of all: what is refused stores nothing
-        kept = await self.inputs.keep(files, job_id)
+        kept = await self.inputs.keep(asked.files, job_id)
         return NewJob(
             id=job_id,
             tool=tool.name,
             variant=variant.name,
             caller=origin.caller,
-            params=given,
-            call=replace(call, inputs=kept) if kept else call,
+            params=asked.given,
+            call=replace(asked.call, inputs=kept) if kept else asked.call,
             deadline_s=deadline_s,
             priority=options.priority,
             size=size,
             eta_seconds=None if eta is None else round(eta.seconds, 1),
             webhook_url=options.webhook_url,
             idempotency_key=origin.idempotency_key,
-            request_hash=request_hash(origin) if origin.idempotency_key else None,
+            request_hash=await request_hash(origin) if origin.idempotency_key else None,
         )
+
+    async def _asked(
+        self, tool: AnyTool, variant: Variant, params: ToolParams, loras: Loras, origin: Origin
+    ) -> _Asked:
+        """Make what a call asks for, of values and files that may be used; nothing is stored."""
+        timeout_s = self.timeouts.get(tool.name, tool.timeout_s)
+        files = await self.inputs.check(params, origin.caller)
+        check_files(variant, files)
+        sent = values_of(params)
+        redrawing = self._redrawing(tool, params)
+        # the first stage reads the prompt, and the files
+        first = redrawing.variant if redrawing else variant
+        style = await self._style(params, first, sent)
+        given = {**sent, **loras.given, **style.given}
+        files, sent = {**files, **style.files}, {**sent, **style.sent}
+        await self._allow(tool, variant, origin, {**given, **style.sent}, files)
+        as_asked = params.file_options()
+        call = stages_of(tool, variant, sent, loras, timeout_s, files=as_asked, redrawing=redrawing)
+        if redrawing is not None:
+            files = redrawing.files(files)
+            self.catalogue.require_ready(redrawing.how.tool, redrawing.variant)
+        check_sizes(first, call.params, sizes_of(files))
+        self.catalogue.require_ready(tool, variant)
+        return _Asked(call=call, given=given, files=files)
+
+    def _redrawing(self, tool: AnyTool, params: ToolParams) -> Redrawing | None:
+        asked = params.model_fields_set & {"prompt", "styleId"}
+        if tool.redraw is None or all(getattr(params, name) is None for name in asked):
+            return None
+        other = tool.redraw.tool
+        return Redrawing(how=tool.redraw, variant=self.catalogue.find(other, other.default_variant))
 
     async def _allow(
         self,
@@ -179,7 +231,7 @@ class Submission:
             tool=tool.name,
             variant=variant.name,
             caller=origin.caller,
-            params=given,
+            params=given if tool.workflow is None else seen_by_policy(tool.workflow, given),
             files=frozenset(files),
         )
         await enforce(self.policy, asked)
@@ -192,6 +244,27 @@ class Submission:
             message = f"model {model.id} was trained on {model.base_model}: use that or leave out"
             raise refused(named, "wrong_base_model", f"{message} {named}")
         return self.catalogue.find(tool, model.base_model, field=named if chosen else "model_id")
+
+    async def _style(
+        self, params: ToolParams, variant: Variant, sent: Mapping[str, JsonValue]
+    ) -> _Style:
+        """Put the call's prompt into its style. Raises InvalidParameters."""
+        if not isinstance(params, StyledParams) or params.styleId is None:
+            return _Style()
+        taken = variant.workflow.manifest.params
+        if "prompt" not in taken:
+            message = f"{variant.name} takes no prompt, so no style: leave it out"
+            raise refused("styleId", "not_taken", message)
+        prompt = str(sent.get("prompt") or variant.workflow.defaults.get("prompt") or "")
+        found = await styled(self.styles, params.styleId, prompt)
+        files: dict[str, tuple[Source, ...]] = {}
+        if found.reference is not None and STYLE_IMAGE in taken:
+            files[STYLE_IMAGE] = (found.reference,)
+        return _Style(
+            given={"styleId": params.styleId, "prompt": prompt},
+            sent={"prompt": found.text},
+            files=files,
+        )
 
     async def _loras(self, params: ToolParams) -> Loras:
         if not isinstance(params, LoraParams):
@@ -243,7 +316,29 @@ def _require_in_time(eta: Estimate, deadline_s: float) -> None:
     )
 
 
-def request_hash(origin: Origin) -> str:
-    """Tell one request from another that comes with the same Idempotency-Key."""
-    body = json.dumps(origin.body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+async def request_hash(origin: Origin) -> str:
+    """Tell one request from another that comes with the same Idempotency-Key.
+
+    In a thread, which lets others run while it hashes: a call may hold many megabytes of files.
+    """
+    return await asyncio.to_thread(_hashed, origin)
+
+
+def _hashed(origin: Origin) -> str:
+    short = _shortened(dict(origin.body))
+    body = json.dumps(short, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(f"{origin.route}\n{body}".encode()).hexdigest()
+
+
+def _shortened(value: JsonValue) -> JsonValue:
+    """Put a hash in the place of each long text: to write it as JSON would hold up all threads."""
+    match value:
+        case dict():
+            return {name: _shortened(each) for name, each in value.items()}
+        case list():
+            return [_shortened(each) for each in value]
+        case str() if len(value) > _LONG:
+            digest = hashlib.sha256(value.encode("utf-8", "surrogatepass"))
+            return f"\0{digest.hexdigest()}"
+        case _:
+            return value

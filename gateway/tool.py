@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Generic, Literal, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, create_model
 
 from gateway.media import DECIMAL, WHOLE, ModelFileName, VariantName, WebAddress
+from gateway.styles import StyleId
+from gpu_server.protocol import FileOptions, PictureFormat
+from gpu_server.workflow import Workflow
 
 Strength = Annotated[float, Field(ge=-10, le=10), DECIMAL]
 ModelNumber = Annotated[int, Field(ge=1, le=2**31 - 1), WHOLE]
@@ -18,7 +21,15 @@ class ToolParams(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     OPTIONS: ClassVar[frozenset[str]] = frozenset({"variant"})
-    """Fields that steer the call and are never bound into a graph as they are."""
+    """Fields that steer the call and are never bound into a graph as they are.
+
+    A class names its own; those of the classes it is made of are added.
+    """
+
+    def __init_subclass__(cls, **more: Any) -> None:  # noqa: ANN401 - Pydantic's own
+        super().__init_subclass__(**more)
+        named = [vars(base).get("OPTIONS", frozenset[str]()) for base in cls.__mro__]
+        cls.OPTIONS = frozenset[str]().union(*named)
 
     variant: VariantName | None = Field(
         default=None,
@@ -38,6 +49,65 @@ class ToolParams(BaseModel):
         """Collect what the caller set of the workflow's own parameters."""
         sent = self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
         return {name: value for name, value in sent.items() if name not in self.OPTIONS}
+
+    def file_options(self) -> FileOptions:
+        """Say how the files made are to be handed over."""
+        return FileOptions()
+
+
+class FileParams(ToolParams):
+    """What tools take that make files."""
+
+    OPTIONS: ClassVar[frozenset[str]] = frozenset({"keep_metadata"})
+
+    keep_metadata: StrictBool = Field(
+        default=False,
+        description="Leave in the files what ComfyUI writes there: the prompt and the whole "
+        "workflow. Else it is taken out, the pixels as they are.",
+    )
+
+    def file_options(self) -> FileOptions:
+        """Say how the files made are to be handed over."""
+        return FileOptions(keep_metadata=self.keep_metadata)
+
+
+class CompressedParams(FileParams):
+    """What tools take that make pictures, whichever formats they have."""
+
+    OPTIONS: ClassVar[frozenset[str]] = frozenset({"output_format", "output_quality"})
+
+    output_quality: Annotated[int, Field(ge=1, le=100), WHOLE] = Field(
+        default=90, description="Of `webp` and `jpeg`: more is larger and finer."
+    )
+
+    def file_options(self) -> FileOptions:
+        """Say how the files made are to be handed over."""
+        # which formats there are, each class below says itself
+        wanted = cast("PictureFormat", getattr(self, "output_format", "png"))
+        if wanted == "png":
+            # what ComfyUI makes anyway
+            return super().file_options()
+        return FileOptions(
+            format=wanted, quality=self.output_quality, keep_metadata=self.keep_metadata
+        )
+
+
+class PictureParams(CompressedParams):
+    """What tools take that make pictures without transparency."""
+
+    output_format: Literal["png", "webp", "jpeg"] = Field(
+        default="png",
+        description="Format of the pictures. `png` loses nothing; a `jpeg` has no transparency: "
+        "what was clear is white.",
+    )
+
+
+class CutoutParams(CompressedParams):
+    """What tools take whose pictures are partly transparent."""
+
+    output_format: Literal["png", "webp"] = Field(
+        default="png", description="Format of the pictures; both keep the transparency."
+    )
 
 
 class LoraUse(BaseModel):
@@ -77,6 +147,19 @@ class LoraParams(ToolParams):
     )
 
 
+class StyledParams(ToolParams):
+    """What tools take whose prompt can be put into a style; submission does the rest."""
+
+    OPTIONS: ClassVar[frozenset[str]] = frozenset({"styleId"})
+
+    styleId: StyleId | None = Field(  # noqa: N815  # the name existing clients send
+        default=None,
+        description="A style of `GET /api/styles`: words around the prompt and, where the variant "
+        "can take it, a reference picture. Absent: the prompt alone.",
+        examples=["clay"],
+    )
+
+
 MAX_DEADLINE_S = 7 * 24 * 3600
 
 
@@ -113,9 +196,11 @@ class FileView(BaseModel):
     media_type: str
     bytes: int
     sha256: str
-    width: int | None = None
-    height: int | None = None
-    frames: int | None = None
+    width: int | None = Field(default=None, description="Of a picture or a video, in pixels.")
+    height: int | None = Field(default=None, description="Of a picture or a video, in pixels.")
+    frames: int | None = Field(default=None, description="Of a video or a moving picture.")
+    duration_s: float | None = Field(default=None, description="Of a video or a sound, in seconds.")
+    faces: int | None = Field(default=None, description="Triangles of a mesh.")
 
 
 class ToolResult(BaseModel):
@@ -126,7 +211,10 @@ class ToolResult(BaseModel):
     r2_path: str | None = Field(description="Storage address of the first file.")
     files: list[FileView] = Field(description="Every file of the result.")
     duration_seconds: float = Field(description="Seconds of execution.")
-    engine: str = Field(description="`comfyui`, or `simulator` where nothing was generated.")
+    engine: str = Field(
+        description="`comfyui`, `simulator` where nothing was generated, or `cpu` where no GPU was "
+        "needed."
+    )
     backend: str = Field(description="The place that carried it out.")
     variant: str
 
@@ -152,8 +240,14 @@ class Tool(Generic[P_co, R_co]):
     result: type[R_co]
     url_key: str | None = None
     """Field of the result that holds the first file's path."""
+    urls_key: str | None = None
+    """Field of the result that holds the paths of all files."""
     text_key: str | None = None
     """Field of the result that holds the text it made; the workflow's output has the same name."""
+    by_output: bool = False
+    """The result tells every value used, and files and texts by the workflow's names for them."""
+    workflow: Workflow | None = None
+    """The caller's own that carries it out; None = one of those here that name the tool."""
     params_key: str
     """Field of the result that holds the values really used."""
     reported: Mapping[str, str]
@@ -165,6 +259,10 @@ class Tool(Generic[P_co, R_co]):
     """Most seconds one execution may take."""
     deadline_s: float
     """Most seconds from the call to its end, waiting included."""
+    redraw: "Redraw | None" = None
+    """How its picture is drawn anew before it is read, where the call has a prompt or a style."""
+    then: str | None = None
+    """Operation of `gateway.operations` that its first file goes through before it is a result."""
     size: Callable[[Mapping[str, JsonValue]], float] = lambda _: 1.0
     """How much work a call is, from every value used; estimates take time to grow with it."""
     examples: Mapping[str, dict[str, JsonValue]] = field(
@@ -174,6 +272,19 @@ class Tool(Generic[P_co, R_co]):
 
 
 AnyTool = Tool[ToolParams, ToolResult]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redraw:
+    """Another tool's default variant, as a stage before a tool's own workflow."""
+
+    tool: AnyTool
+    picture: str
+    """Parameter of the tool itself whose picture it is."""
+    read_as: str
+    """Parameter of the other tool that takes the picture, beside `prompt` and `seed`."""
+    values: Mapping[str, JsonValue]
+    """Further parameters of the other tool."""
 
 
 def body_of(tool: AnyTool) -> type[ToolParams]:

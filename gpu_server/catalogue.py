@@ -1,6 +1,5 @@
 """The workflows of this service and how ready ComfyUI is for each of them."""
 
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,18 +8,28 @@ from pydantic import JsonValue
 
 from gpu_server.comfy import ComfyClient, ComfyUnavailable, RunFailed
 from gpu_server.models import installed
-from gpu_server.protocol import Missing, RunRequest, Workflows, WorkflowStatus
+from gpu_server.protocol import (
+    CheckedWorkflow,
+    Missing,
+    RunRequest,
+    Workflows,
+    WorkflowStatus,
+    WorkflowToCheck,
+)
 from gpu_server.workflow import (
     Workflow,
     WorkflowError,
     check,
-    digest_of,
+    content_digest,
     load_workflows,
     make_workflow,
 )
 from gpu_server.workflow.node_specs import ObjectInfo
 
 _log = logging.getLogger(__name__)
+
+_MOST_KEPT = 512
+"""Workflows without files that are remembered, those asked for last."""
 
 
 class WorkflowMismatch(WorkflowError):
@@ -34,6 +43,8 @@ class Catalogue:
     comfy: ComfyClient
     workflows: dict[str, Workflow] = field(default_factory=dict[str, Workflow])
     broken: list[WorkflowStatus] = field(default_factory=list[WorkflowStatus])
+    _kept: dict[str, Workflow] = field(default_factory=dict[str, Workflow])
+    """Workflows that are in no files here, by the digest of their content."""
     _checked: dict[str, list[Missing]] = field(default_factory=dict[str, list[Missing]])
     _checked_with: ObjectInfo | None = None
     _installed: dict[str, list[str]] | None = None
@@ -64,16 +75,63 @@ class Catalogue:
         if known is not None and ref is not None and known.digest == ref.digest:
             return known
         if request.graph is None or request.manifest is None:
+            kept = self._kept.get(ref.digest) if ref is not None else None
+            if kept is not None:
+                return kept
             name = ref.name if ref is not None else "inline"
             raise WorkflowMismatch(name, "this service has no workflow with this digest")
-        # The content's own digest: readiness is remembered under it.
-        digest = digest_of(_bytes(request.graph), _bytes(request.manifest))
-        return make_workflow(
-            ref.name if ref is not None else "inline",
-            request.graph,
-            request.manifest,
-            digest=digest,
+        return _of_content(request.graph, request.manifest, ref.name if ref else "inline")
+
+    async def check(
+        self, asked: list[WorkflowToCheck], *, refresh: bool = False
+    ) -> list[CheckedWorkflow]:
+        """Tell how ready ComfyUI is for workflows that are in no files here.
+
+        One that came with its graph once is known by its digest from then on.
+        """
+        object_info = await self._known(refresh=refresh)
+        return [self._check(one, object_info) for one in asked]
+
+    async def _known(self, *, refresh: bool = False) -> ObjectInfo | None:
+        """What ComfyUI says of its nodes; None while it is away."""
+        try:
+            return await self.comfy.object_info(refresh=refresh) if self.comfy.available else None
+        except ComfyUnavailable:
+            return None
+
+    def _check(self, one: WorkflowToCheck, object_info: ObjectInfo | None) -> CheckedWorkflow:
+        workflow = self._kept.pop(one.digest, None)
+        try:
+            if workflow is None and one.graph is not None and one.manifest is not None:
+                workflow = _of_content(one.graph, one.manifest, "own")
+        except WorkflowError as error:
+            unfit = Missing(kind="invalid", name=error.place, detail=error.detail)
+            return CheckedWorkflow(
+                digest=one.digest, known=True, readiness="missing", missing=[unfit]
+            )
+        if workflow is None or workflow.digest != one.digest:
+            return CheckedWorkflow(digest=one.digest, known=False)
+        self._kept[one.digest] = workflow
+        while len(self._kept) > _MOST_KEPT:
+            del self._kept[next(iter(self._kept))]
+        status = self._status(workflow, object_info)
+        return CheckedWorkflow(
+            digest=one.digest,
+            known=True,
+            readiness=status.readiness,
+            missing=[self._with_source(thing) for thing in status.missing],
         )
+
+    def _with_source(self, thing: Missing) -> Missing:
+        """Add the address of a file that some bundled workflow needs, too."""
+        if thing.kind != "model" or thing.url is not None:
+            return thing
+        known = (m for w in self.workflows.values() for m in w.models if m.name == thing.name)
+        model = next(known, None)
+        if model is None:
+            return thing
+        found = {"directory": model.directory, "url": model.url, "bytes": model.bytes}
+        return thing.model_copy(update={**found, "license": model.license})
 
     async def refresh(self) -> None:
         """Ask ComfyUI anew and check every workflow; raises ComfyUnavailable."""
@@ -101,10 +159,7 @@ class Catalogue:
 
         The files it listed last are told all the same: none at all would refuse every choice.
         """
-        try:
-            object_info = await self.comfy.object_info() if self.comfy.available else None
-        except ComfyUnavailable:
-            object_info = None
+        object_info = await self._known()
         if object_info is not None:
             self._installed = installed(object_info)
         statuses = [self._status(w, object_info) for w in self.workflows.values()]
@@ -128,15 +183,18 @@ class Catalogue:
     def _missing(self, workflow: Workflow, object_info: ObjectInfo) -> list[Missing]:
         """Check a workflow once for each answer of ComfyUI."""
         if self._checked_with is not object_info:
+            # ComfyUI is asked every few seconds and mostly says the same
+            if self._checked_with != object_info:
+                self._checked.clear()
             self._checked_with = object_info
-            self._checked.clear()
         if workflow.digest not in self._checked:
             self._checked[workflow.digest] = check(workflow, object_info)
         return self._checked[workflow.digest]
 
 
-def _bytes(part: dict[str, JsonValue]) -> bytes:
-    return json.dumps(part, sort_keys=True).encode()
+def _of_content(graph: dict[str, JsonValue], manifest: dict[str, JsonValue], name: str) -> Workflow:
+    # The content's own digest: readiness is remembered under it.
+    return make_workflow(name, graph, manifest, digest=content_digest(graph, manifest))
 
 
 def not_ready(missing: list[Missing]) -> RunFailed:

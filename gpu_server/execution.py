@@ -25,11 +25,12 @@ from gpu_server.comfy import (
 )
 from gpu_server.delivery import Deliverer
 from gpu_server.fetch import origin_of
-from gpu_server.inputs import Uploader
+from gpu_server.inputs import Uploader, Uploads
 from gpu_server.journal import FinalState, Journal
 from gpu_server.protocol import Failure, Progress, RunRequest, RunState, RunStatus, Slot
 from gpu_server.run import Plan, PlannedOutput, Run, plan_outputs
-from gpu_server.workflow import ParamError, Workflow, WorkflowError
+from gpu_server.workflow import BoundGraph, ParamError, Workflow, WorkflowError
+from gpu_server.workflow.node_specs import ObjectInfo
 
 _log = logging.getLogger(__name__)
 
@@ -123,19 +124,7 @@ class Executor:
         if request.inputs and run.deliver:
             await self._record(run)
         trusted = {origin_of(slot.url) for slot in request.outputs}
-        uploads = {
-            param: [
-                await self._uploader.upload(
-                    run.run_id,
-                    param if len(files) == 1 else f"{param}.{n}",
-                    file,
-                    place=(i, n),
-                    trusted=trusted,
-                )
-                for n, file in enumerate(files)
-            ]
-            for i, (param, files) in enumerate(request.inputs.items())
-        }
+        uploads = await self._uploader.upload(run.run_id, request, workflow, trusted=trusted)
         plan = await self.plan(run.run_id, request, workflow, uploads=uploads)
         # before it is written down: a renewal in between must not write the run without it
         run.plan = plan
@@ -149,24 +138,29 @@ class Executor:
         request: RunRequest,
         workflow: Workflow,
         *,
-        uploads: dict[str, list[str]] | None = None,
+        uploads: Uploads | None = None,
     ) -> Plan:
         """Make a run's graph; raises ParamError, or RunFailed when ComfyUI lacks something."""
         if request.models:
             raise RunFailed("usage", "unsupported", "this service does not fetch models")
-        object_info = await self._catalogue.ready(workflow)
-        try:
-            bound = workflow.bind(
-                request.params, run_id=run_id, object_info=object_info, uploads=uploads
+        files = uploads or Uploads()
+
+        def bind(object_info: ObjectInfo) -> BoundGraph:
+            return workflow.bind(
+                request.params,
+                run_id=run_id,
+                object_info=object_info,
+                uploads=files.names,
+                sizes=files.sizes,
             )
+
+        try:
+            bound = bind(await self._catalogue.ready(workflow))
         except ParamError as error:
             if error.code != "model_not_installed":
                 raise
             # The file may be younger than what is known of ComfyUI.
-            object_info = await self._catalogue.ready(workflow, refresh=True)
-            bound = workflow.bind(
-                request.params, run_id=run_id, object_info=object_info, uploads=uploads
-            )
+            bound = bind(await self._catalogue.ready(workflow, refresh=True))
         return Plan(graph=bound.graph, params=bound.params, outputs=dict(plan_outputs(workflow)))
 
     async def _reached(self, timeout_s: float) -> None:
@@ -219,7 +213,10 @@ class Executor:
         if output.blank_is_nothing and await is_blank(self._comfy, file):
             raise RunFailed("usage", "object_not_found", "there is no such thing in the picture")
         within_s = run.request.timeout_s
-        run.delivered(await self._deliverer.deliver(file, name, run.slots, within_s=within_s))
+        sent = await self._deliverer.deliver(file, name, run.slots, within_s=within_s)
+        if not run.request.details:
+            sent = sent.model_copy(update={"duration_s": None, "faces": None})
+        run.delivered(sent)
 
     async def _stop(self, run: Run) -> None:
         """Spare the GPU a run whose result nobody can get."""

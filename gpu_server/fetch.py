@@ -22,6 +22,10 @@ import httpx
 
 MAX_REDIRECTS = 3
 CHUNK = 256 * 1024
+ANSWER_S = 40
+"""Most seconds until an answer begins, redirects included."""
+STALL_S = 20
+"""Most seconds for a chunk to come: a host that drips holds up whoever waits for the file."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LONGEST_SIZE = 18
 _PORTS = {"http": 80, "https": 443}
@@ -150,7 +154,7 @@ class Fetcher:
         # No environment proxies: a proxy would resolve the name again. No kept connections to
         # strangers: one opened for another name at the same address must not be reused.
         limits = httpx.Limits(max_connections=64, max_keepalive_connections=0)
-        timeout = httpx.Timeout(20, pool=60)
+        timeout = httpx.Timeout(20, read=ANSWER_S + STALL_S, pool=60)
         self._strangers = httpx.AsyncClient(
             trust_env=False, timeout=timeout, limits=limits, verify=tls_context()
         )
@@ -174,15 +178,18 @@ class Fetcher:
         clock = asyncio.timeout(timeout_s)
         try:
             async with clock, AsyncExitStack() as stack:
-                with _translated():
-                    response = await self._follow(_parse(url), allowed, stack)
-                yield _download(response, max_bytes)
+                parsed = _parse(url)
+                with (
+                    _in_time(f"{parsed.host} did not answer within {ANSWER_S} s"),
+                    _translated(parsed.host),
+                ):
+                    async with asyncio.timeout(ANSWER_S):
+                        response = await self._follow(parsed, allowed, stack)
+                yield _download(response, parsed.host, max_bytes)
         except TimeoutError:
             if not clock.expired():
                 raise
-            raise FetchError(
-                "fetch_timeout", f"not done within {timeout_s:g} s", retryable=True
-            ) from None
+            raise _too_slow(f"{_parse(url).host} was not done within {timeout_s:.0f} s") from None
 
     async def to_path(
         self,
@@ -276,7 +283,7 @@ def _parse(url: str, *, base: httpx.URL | None = None) -> httpx.URL:
     return parsed
 
 
-def _download(response: httpx.Response, max_bytes: int) -> Download:
+def _download(response: httpx.Response, host: str, max_bytes: int) -> Download:
     if response.headers.get("content-encoding", "identity") != "identity":
         raise FetchError("fetch_failed", "the answer is compressed although that was not asked for")
     claimed = response.headers.get("content-length", "")
@@ -284,26 +291,46 @@ def _download(response: httpx.Response, max_bytes: int) -> Download:
     if size is not None and size > max_bytes:
         raise _too_large(max_bytes)
     media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return Download(media_type=media_type or None, size=size, chunks=_limited(response, max_bytes))
+    chunks = _limited(response, host, max_bytes)
+    return Download(media_type=media_type or None, size=size, chunks=chunks)
 
 
-async def _limited(response: httpx.Response, max_bytes: int) -> AsyncIterator[bytes]:
-    size = 0
-    with _translated():
-        async for chunk in response.aiter_raw(CHUNK):
-            size += len(chunk)
-            if size > max_bytes:
-                raise _too_large(max_bytes)
-            yield chunk
+async def _limited(response: httpx.Response, host: str, max_bytes: int) -> AsyncIterator[bytes]:
+    size, chunks = 0, response.aiter_raw(CHUNK)
+    while True:
+        # around the wait alone: what a reader does with a chunk takes as long as it takes
+        with _in_time(f"{host} sent less than {CHUNK} bytes in {STALL_S} s"), _translated(host):
+            async with asyncio.timeout(STALL_S):
+                chunk = await anext(chunks, None)
+        if chunk is None:
+            return
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        yield chunk
 
 
 @contextmanager
-def _translated() -> Generator[None]:
+def _in_time(message: str) -> Generator[None]:
+    try:
+        yield
+    except TimeoutError:
+        raise _too_slow(message) from None
+
+
+def _too_slow(message: str) -> FetchError:
+    return FetchError("fetch_timeout", message, retryable=True)
+
+
+@contextmanager
+def _translated(host: str) -> Generator[None]:
     try:
         yield
     except httpx.TransportError as error:
         raise FetchError(
-            "fetch_failed", f"the connection failed ({type(error).__name__})", retryable=True
+            "fetch_failed",
+            f"the connection to {host} failed ({type(error).__name__})",
+            retryable=True,
         ) from None
 
 

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from gpu_server.check_routes import checks
 from gpu_server.problems import answer_with_problems
 from gpu_server.routes import guarded, open_to_all
 from gpu_server.service import running_service
@@ -26,4 +27,5 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     answer_with_problems(app)
     app.include_router(open_to_all)
     app.include_router(guarded)
+    app.include_router(checks)
     return app

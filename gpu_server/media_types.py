@@ -13,6 +13,8 @@ _SIGNATURES = (
     (0, b"\xff\xd8\xff", "image/jpeg"),
     (0, b"GIF8", "image/gif"),
     (8, b"WEBP", "image/webp"),
+    (8, b"WAVE", "audio/wav"),
+    (4, b"ftypqt  ", "video/quicktime"),
     (4, b"ftyp", "video/mp4"),
     (0, b"\x1aE\xdf\xa3", "video/webm"),
     (0, b"glTF", "model/gltf-binary"),
@@ -27,7 +29,8 @@ def sniff(head: bytes, filename: str) -> str:
     """Name a file's media type, from its bytes where they tell."""
     for at, signature, media_type in _SIGNATURES:
         if head[at : at + len(signature)] == signature:
-            return media_type
+            # one family, told apart by a name within the first bytes
+            return "video/x-matroska" if b"matroska" in head else media_type
     ending = filename[filename.rfind(".") :].lower()
     return _BY_NAME.get(ending) or mimetypes.guess_type(filename)[0] or "application/octet-stream"
 

@@ -52,7 +52,21 @@ class ModelFile(Wire):
     bytes: int = Field(ge=0)
 
 
-class Slot(Wire):
+PictureFormat = Literal["png", "webp", "jpeg"]
+
+
+class FileOptions(Wire):
+    """How a file is handed over; only for a service whose `/health` lists `files`."""
+
+    format: PictureFormat | None = None
+    """What a picture is turned into; None: it stays what ComfyUI made. Other files stay anyway."""
+    quality: int | None = Field(default=None, ge=1, le=100)
+    """Of WebP and JPEG; None: the service's own."""
+    keep_metadata: bool = False
+    """Leave prompt and workflow in the file, where ComfyUI writes them."""
+
+
+class Slot(FileOptions):
     """Where one output file goes: `<output>/<n>` and the address that takes its bytes by PUT."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+/[0-9]+$")
@@ -72,6 +86,9 @@ class RunRequest(Wire):
     outputs: list[Slot] = Field(default_factory=list[Slot], max_length=MAX_SLOTS)
     timeout_s: float = Field(default=3600, gt=0, le=86_400)
     traceparent: str | None = None
+    details: bool = False
+    """Tell `duration_s` and `faces` of files too (`/health` lists `files`): a former gateway
+    refuses an answer that has them."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "RunRequest":
@@ -121,6 +138,9 @@ class OutputFile(Wire):
     width: int | None = None
     height: int | None = None
     frames: int | None = None
+    duration_s: float | None = None
+    faces: int | None = None
+    """Triangles of a mesh."""
 
 
 class RunStatus(Wire):
@@ -173,6 +193,52 @@ class Workflows(Wire):
     installed: dict[str, list[str]] | None
     """Model files ComfyUI lists, by folder: `checkpoints`, `loras`; while it is away those it
     listed last, None before it was ever asked."""
+
+
+class WorkflowToCheck(Wire):
+    """A workflow that is in no files here, by the digest of its content."""
+
+    digest: Sha256
+    """`content_digest` of graph and manifest."""
+    graph: dict[str, JsonValue] | None = None
+    manifest: dict[str, JsonValue] | None = None
+    """Both absent: only asked for, it may be known from an earlier check."""
+
+
+class CheckRequest(Wire):
+    """`POST /workflows/check`, for a service whose `/health` lists `check`."""
+
+    workflows: list[WorkflowToCheck] = Field(max_length=100)
+    refresh: bool = False
+    """Ask ComfyUI anew instead of going by what it answered last."""
+
+
+class CheckedWorkflow(Wire):
+    """How ready ComfyUI is for one of them."""
+
+    digest: Sha256
+    known: bool
+    """False: send graph and manifest along."""
+    readiness: Readiness = "unknown"
+    missing: list[Missing] = Field(default_factory=list[Missing])
+
+
+class CheckAnswer(Wire):
+    """What `POST /workflows/check` answers, in the order asked."""
+
+    workflows: list[CheckedWorkflow]
+
+
+class NodesRequest(Wire):
+    """`POST /nodes`, for a service whose `/health` lists `check`."""
+
+    classes: list[Annotated[str, Field(max_length=200)]] = Field(max_length=4000)
+
+
+class NodesAnswer(Wire):
+    """What ComfyUI says of node classes now; those it does not have are left out."""
+
+    nodes: dict[str, JsonValue]
 
 
 class Health(Wire):

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from http import HTTPStatus
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -16,11 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from gpu_server import __version__
 from gpu_server.catalogue import WorkflowMismatch
 from gpu_server.comfy import RunFailed
+from gpu_server.finish import Finishing
 from gpu_server.problems import Problem
 from gpu_server.protocol import (
     VERSION,
     Engine,
     Event,
+    FileOptions,
     Health,
     RunRequest,
     RunStatus,
@@ -38,7 +40,8 @@ MAX_INLINE_BYTES = 64 * 1024**2
 """Largest picture a plain call answers with."""
 _BUSY_AFTER_S = "1"
 _AWAY_AFTER_S = "5"
-_PROTOCOL = [f"v{VERSION}", "previews"]
+Message = TypeVar("Message", bound=BaseModel)
+_PROTOCOL = [f"v{VERSION}", "previews", "files", "check"]
 
 
 def service_of(request: Request) -> Service:
@@ -81,7 +84,7 @@ async def put_run(run_id: uuid.UUID, request: Request, service: Here) -> JSONRes
 
     With `If-Match: *` nothing is started: a run that is not known is answered as GET answers it.
     """
-    wanted = await _run_request(request)
+    wanted = await message(request, RunRequest)
     known = service.runs.get(str(run_id)) or await _recalled(service, str(run_id))
     if known is not None:
         await _renew(service, known, wanted)
@@ -145,6 +148,8 @@ class GenerateRequest(BaseModel):
     workflow: str
     """Name of a workflow of this service."""
     params: dict[str, JsonValue] = Field(default_factory=dict)
+    keep_metadata: bool = False
+    """Leave prompt and workflow in the file."""
 
 
 class GenerateAnswer(BaseModel):
@@ -192,7 +197,8 @@ async def generate(wanted: GenerateRequest, service: Here) -> GenerateAnswer:
     run = _accept(service, run_id, request, workflow, deliver=False)
     try:
         status = await run.wait()
-        image = await _first_file(service, run) if status.state == "completed" else None
+        options = FileOptions(keep_metadata=wanted.keep_metadata)
+        image = await _first_file(service, run, options) if status.state == "completed" else None
     except RunFailed as error:
         return GenerateAnswer(status="failed", error=error.failure.message)
     finally:
@@ -268,7 +274,8 @@ def _check_available(service: Service) -> None:
         )
 
 
-async def _run_request(request: Request) -> RunRequest:
+async def message(request: Request, kind: type[Message]) -> Message:
+    """Read a message of the contract from a body of bounded size."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -279,7 +286,7 @@ async def _run_request(request: Request) -> RunRequest:
                 f"A request has at most {MAX_REQUEST_BYTES} bytes.",
             )
     try:
-        return RunRequest.model_validate_json(bytes(body))
+        return kind.model_validate_json(bytes(body))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "body"
@@ -344,12 +351,15 @@ def _line(event: Event) -> bytes:
     return f"event: {event.type}\ndata: {data}\n\n".encode()
 
 
-async def _first_file(service: Service, run: Run) -> str | None:
+async def _first_file(service: Service, run: Run, wanted: FileOptions) -> str | None:
     if not run.produced:
         return None
     content = bytearray()
-    async with service.comfy.view(run.produced[0]) as source:
-        async for chunk in source.aiter_bytes():
+    async with (
+        Finishing(service.comfy, run.produced[0], wanted) as file,
+        file.opened() as body,
+    ):
+        async for chunk in body.chunks():
             content += chunk
             if len(content) > MAX_INLINE_BYTES:
                 raise RunFailed("usage", "too_large", "the result is too large for a plain call")

@@ -12,10 +12,11 @@ from pydantic_core import PydanticKnownError
 from gateway.api.access import CALLER
 from gateway.api.context import Context
 from gateway.api.problems import MAX_ERRORS, from_pydantic
-from gateway.errors import FieldError, GatewayError, InvalidParameters
+from gateway.errors import FieldError, GatewayError, InvalidParameters, NotFound
 from gateway.job import NewJob, new_job_id
 from gateway.jobs.batches import Batch, NewBatch
 from gateway.media import WHOLE
+from gateway.own_workflows.tool import is_own, workflow_name
 from gateway.submission import Origin, Submission, request_hash
 from gateway.tool import AnyTool, JobOptions
 
@@ -43,7 +44,10 @@ class BatchBody(JobOptions):
     """Many jobs of one tool, taken whole or not at all."""
 
     tool: str = Field(
-        min_length=1, max_length=100, description="A tool's `name` in `GET /api/tools`."
+        min_length=1,
+        max_length=100,
+        description="A tool's `name` in `GET /api/tools`, or `workflows/<name>` for one of "
+        "`GET /api/workflows`.",
     )
     items: Annotated[tuple[dict[str, JsonValue], ...], AfterValidator(_some)] = Field(
         max_length=MOST_ITEMS,
@@ -76,13 +80,13 @@ async def submitted(context: Context, body: BatchBody, key: str | None) -> Batch
     """
     sent = body.model_dump(mode="json", exclude_unset=True)
     origin = Origin(caller=CALLER, route=BATCHES_PATH, body=sent)
-    hashed = request_hash(origin) if key else None
+    hashed = await request_hash(origin) if key else None
     batches = context.jobs.batches
     # what the installation has may have changed since: the first answer still stands
     if key and (made := await batches.find(CALLER, key, hashed)) is not None:
         return made
     await context.disk.require()
-    tool = _tool(context, body)
+    tool = await _tool(context, body)
     submission = context.submission
     if body.webhook_url is not None:
         await submission.check_webhook(body.webhook_url)
@@ -123,11 +127,16 @@ async def _discard(submission: Submission, jobs: Iterable[NewJob]) -> None:
         await submission.discard(job)
 
 
-def _tool(context: Context, body: BatchBody) -> AnyTool:
+async def _tool(context: Context, body: BatchBody) -> AnyTool:
     most = context.settings.batch_max_items
     if len(body.items) > most:
         raise _refused("items", "too_long", f"must have at most {most} items")
     tools = {tool.name: tool for tool in context.catalogue.tools}
+    if is_own(body.tool):
+        try:
+            return (await context.own.runnable(CALLER, workflow_name(body.tool))).tool
+        except NotFound as error:
+            raise _refused("tool", "unknown_tool", error.detail) from None
     if body.tool not in tools:
         raise _refused("tool", "unknown_tool", f"must be one of {', '.join(sorted(tools))}")
     return tools[body.tool]

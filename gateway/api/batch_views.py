@@ -101,7 +101,7 @@ def batch_view(views: Views, counted: BatchCounts) -> BatchView:
 
 def batch_item(views: Views, job: Job) -> BatchItem:
     """Shape one job of a batch."""
-    path = views.tools[job.tool].files_path
+    path = views.tool(job.tool).files_path
     return BatchItem(
         n=job.batch_n or 0,
         job_id=job.id,

@@ -14,6 +14,7 @@ from gateway.api.views import as_json
 from gateway.backends.base import Readiness
 from gateway.catalogue import Catalogue, Variant, overall, shown_missing
 from gateway.errors import NotFound, Unauthorized
+from gateway.styles import STYLE_IMAGE
 from gateway.tool import AnyTool
 
 
@@ -144,13 +145,15 @@ def tool_view(catalogue: Catalogue, tool: AnyTool, timeout_s: float) -> ToolView
 def variant_view(catalogue: Catalogue, tool: AnyTool, variant: Variant) -> VariantView:
     """Shape a variant for callers."""
     workflow, state = variant.workflow, catalogue.readiness(variant)
-    hidden = variant.argument.param if variant.argument else None
+    # what no caller sends as such: it is in the variant's name, or comes with a style
+    hidden = {STYLE_IMAGE, variant.argument.param if variant.argument else None}
     return VariantView(
         name=variant.name,
         title=workflow.title,
         readiness=state.readiness,
         missing=[shown_missing(item) for item in state.missing],
-        params=[name for name in workflow.manifest.params if name != hidden],
+        params=[name for name in workflow.manifest.params if name not in hidden]
+        + (["prompt"] if tool.redraw else []),
         defaults=workflow.defaults,
         limits=_limits(tool, variant),
         licences=[

@@ -7,9 +7,12 @@ from typing import Protocol
 
 from gateway.backends.base import Backend
 from gateway.catalogue import Catalogue
+from gateway.db.styles import Styles
+from gateway.db.templates import Templates
 from gateway.db.trained_models import TrainedModels
 from gateway.jobs.engine import Jobs
 from gateway.jobs.webhooks import Webhooks
+from gateway.own_workflows.registry import OwnWorkflows
 from gateway.security.api_keys import RequireKey
 from gateway.security.signing import Signer
 from gateway.settings import Settings
@@ -36,10 +39,13 @@ class Context:
     signer: Signer
     key: RequireKey
     models: TrainedModels
+    templates: Templates
+    styles: Styles
     storage: LocalStorage
     disk: DiskSpace
     backends: Sequence[WatchedBackend]
     catalogue: Catalogue
+    own: OwnWorkflows
     jobs: Jobs
     webhooks: Webhooks
     submission: Submission

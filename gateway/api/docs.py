@@ -3,6 +3,7 @@
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -12,6 +13,8 @@ from starlette.staticfiles import StaticFiles
 from gateway.api.problems import all_errors
 from gateway.job_codes import JOB_CODES
 
+DOCS = "/docs"
+OPENAPI = "/openapi.json"
 ASSETS = "/docs/assets"
 ERRORS_PAGE = "/docs/errors"
 
@@ -42,13 +45,15 @@ def add_docs(app: FastAPI) -> None:
         return RedirectResponse("/docs", status_code=303)
 
     @router.get("/docs")
-    async def docs_page() -> HTMLResponse:
-        """The page on which every call can be tried."""
+    async def docs_page(expires: str = "", signature: str = "") -> HTMLResponse:
+        """The page on which every call can be tried; the query is a signed link's."""
+        signed = {"expires": expires, "signature": signature}
+        address = f"{OPENAPI}?{urlencode(signed)}" if expires and signature else OPENAPI
         if folder is None:
-            return get_swagger_ui_html(openapi_url="/openapi.json", title=app.title)
+            return get_swagger_ui_html(openapi_url=address, title=app.title)
         script, style, icon = (f"{ASSETS}/{name}" for name in _FILES)
         return get_swagger_ui_html(
-            openapi_url="/openapi.json",
+            openapi_url=address,
             title=app.title,
             swagger_js_url=script,
             swagger_css_url=style,

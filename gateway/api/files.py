@@ -29,10 +29,12 @@ _RANGE = re.compile(r"bytes=\s*(\d{0,19})-(\d{0,19})\s*")
 _MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}/[a-z0-9][a-z0-9.+-]{0,63}")
 _LONGEST_NAME = 200
 _UNKNOWN_TYPE = "application/octet-stream"
+# no other file is ever served under its name
+_FOR_EVER = "private, max-age=31536000, immutable"
 # What a browser would run as a document of ours is only offered as a download.
 _DOCUMENTS = re.compile(r"text/html|text/xml|application/(.*\+)?xml|image/svg\+xml")
 
-_RESPONSES: dict[int | str, dict[str, Any]] = {
+FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The file", "content": {_UNKNOWN_TYPE: {}}},
     206: {"description": "The part asked for with `Range`", "content": {_UNKNOWN_TYPE: {}}},
     304: {"description": "Unchanged (`If-None-Match`)"},
@@ -54,6 +56,35 @@ Signature = Annotated[
         json_schema_extra={"maxLength": 100},
     ),
 ]
+
+
+class ServedFile(Protocol):
+    """What must be known of a file to serve it."""
+
+    @property
+    def key(self) -> str:
+        """Where it lies in storage."""
+        ...
+
+    @property
+    def filename(self) -> str:
+        """What a download is called."""
+        ...
+
+    @property
+    def media_type(self) -> str:
+        """What it is."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Its length."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Its ETag."""
+        ...
 
 
 class FileIndex(Protocol):
@@ -82,7 +113,7 @@ def files_router(
                 endpoint,
                 methods=[method],
                 name=name,
-                responses=_RESPONSES,
+                responses=FILE_RESPONSES,
                 response_model=None,
                 include_in_schema=method == "GET",
             )
@@ -119,7 +150,7 @@ def _file_endpoint(
         artifact = await jobs.file(filename)
         if artifact is None:
             raise NotFound(f"There is no file {filename[:_LONGEST_NAME]!r}.")
-        return await _answer(request, artifact, storage)
+        return await answered(request, artifact, storage)
 
     return get_file
 
@@ -217,12 +248,15 @@ def _stored(stored: StoredFile, *, created: bool) -> Response:
     )
 
 
-async def _answer(request: Request, artifact: Artifact, storage: Storage) -> Response:
+async def answered(
+    request: Request, artifact: ServedFile, storage: Storage, *, cached: str = _FOR_EVER
+) -> Response:
+    """Answer a request for a file: whole, a part of it, or that it is unchanged."""
     etag = f'"{artifact.sha256}"'
     headers = {
         "ETag": etag,
         "Accept-Ranges": "bytes",
-        "Cache-Control": "private, max-age=31536000, immutable",
+        "Cache-Control": cached,
         "X-Content-Type-Options": "nosniff",
     }
     if _names(request.headers.get("if-none-match"), etag):
@@ -265,7 +299,7 @@ async def _opened(storage: Storage, key: str, start: int, end: int) -> AsyncIter
     return body()
 
 
-async def _stat(storage: Storage, artifact: Artifact) -> StoredFile | None:
+async def _stat(storage: Storage, artifact: ServedFile) -> StoredFile | None:
     try:
         return await storage.stat(artifact.key)
     except StorageError as error:

@@ -12,7 +12,6 @@ from gateway.api.context import Context
 from gateway.errors import NotFound
 from gateway.job import JOB_TERMINAL, Job
 from gateway.settings import Settings
-from gateway.tool import AnyTool
 
 T = TypeVar("T")
 
@@ -32,10 +31,10 @@ def wait_of(settings: Settings) -> Any:  # noqa: ANN401  # what FastAPI's own Qu
     )
 
 
-async def job_of(context: Context, job_id: str, tool: AnyTool | None = None) -> Job:
+async def job_of(context: Context, job_id: str, tool: str | None = None) -> Job:
     """Find the caller's job of that id, of that tool if one is named; raises NotFound."""
     job = await context.jobs.get(canonical(job_id))
-    if job is None or job.caller != CALLER or (tool is not None and job.tool != tool.name):
+    if job is None or job.caller != CALLER or (tool is not None and job.tool != tool):
         raise NotFound("There is no such job here; GET /api/jobs lists yours.")
     return job
 

@@ -20,6 +20,7 @@ from gateway.errors import (
     NotFound,
     Unauthorized,
 )
+from gateway.inputs import BASE64_PER_BYTE
 from gateway.job import Artifact, Job
 from gateway.media import MAX_PROMPT, Prompt, Style
 from gateway.settings import Settings
@@ -31,11 +32,10 @@ from gateway.tools import MODES
 MAX_INLINE = 32 * 1024 * 1024
 """Largest file sent inside JSON: larger ones are fetched by their address."""
 
-_BASE64_PER_BYTE = 4 / 3
-
 Picture = Annotated[str, Field(max_length=140_000_000)]
 """Base64 of the largest picture the settings can allow, 100 MB."""
 
+_STYLE = "styleId"
 _BY_NAME = {mode.name: mode for mode in MODES}
 _FIXED = {"prompt", "style", "face_images", "target_image", *JobOptions.model_fields}
 
@@ -47,7 +47,11 @@ class GenerateRequest(JobOptions):
         description="What to do; `GET /modes` lists the modes.", examples=["free"]
     )
     prompt: Prompt | None = Field(default=None, description="What the picture shows.")
-    style: Style | None = Field(default=None, description="Appended to the prompt after a comma.")
+    style: Style | None = Field(
+        default=None,
+        description="For modes whose tool takes `styleId`: a style of `GET /api/styles`. For any "
+        "other, words that are appended to the prompt after a comma.",
+    )
     face_images: tuple[Picture, ...] = Field(
         default=(),
         max_length=20,
@@ -102,7 +106,7 @@ def largest_body(settings: Settings) -> int:
     """Bytes a call by mode may have: the pictures any mode takes, as base64, and the rest."""
     faces = settings.max_face_images if any(mode.faces for mode in MODES) else 0
     most = max(faces, 1 if any(mode.target for mode in MODES) else 0)
-    return int(most * settings.max_image_size_mb * 1024 * 1024 * _BASE64_PER_BYTE) + MAX_BODY
+    return int(most * settings.max_image_size_mb * 1024 * 1024 * BASE64_PER_BYTE) + MAX_BODY
 
 
 def modes_router(context: Context) -> APIRouter:
@@ -195,14 +199,23 @@ def _params(mode: Mode, request: GenerateRequest, settings: Settings) -> ToolPar
     for name in pictures.keys() & request.extra_params.keys():
         raise _refused(f"extra_params.{name}", "conflict", "send the picture once")
     values: dict[str, JsonValue] = {**mode.presets, **request.extra_params, **pictures}
+    added = request.style
+    if _has_styles(mode) and added is not None:
+        if _STYLE in request.extra_params:
+            raise _refused(f"extra_params.{_STYLE}", "conflict", "send the style once")
+        values[_STYLE], added = added, None
     if request.prompt is not None:
         if "prompt" in request.extra_params:
             raise _refused("extra_params.prompt", "conflict", "send the prompt once")
-        values["prompt"] = _styled(request.prompt, request.style)
+        values["prompt"] = _styled(request.prompt, added)
     try:
         return mode.tool.params.model_validate(values)
     except ValidationError as error:
         raise _as_sent(from_pydantic(error, ""), mode, request) from None
+
+
+def _has_styles(mode: Mode) -> bool:
+    return _STYLE in mode.tool.params.model_fields
 
 
 def _styled(prompt: str, style: str | None) -> str:
@@ -215,12 +228,12 @@ def _styled(prompt: str, style: str | None) -> str:
 
 def _as_sent(error: InvalidParameters, mode: Mode, request: GenerateRequest) -> InvalidParameters:
     """Name the tool's parameters where they stand in the request."""
-    pictures = {mode.faces: "face_images", mode.target: "target_image"}
+    own = {mode.faces: "face_images", mode.target: "target_image", _STYLE: "style"}
 
     def named(field: str) -> str:
         name, dot, place = field.partition(".")
-        if name in pictures and name not in request.extra_params:
-            return f"{pictures[name]}{dot}{place}"
+        if name in own and name not in request.extra_params:
+            return f"{own[name]}{dot}{place}"
         return field if name in _FIXED - request.extra_params.keys() else f"extra_params.{field}"
 
     moved = [e.model_copy(update={"field": named(e.field)}) for e in error.errors]
@@ -255,7 +268,7 @@ def _check_pictures(request: GenerateRequest, settings: Settings) -> None:
     if request.target_image is not None:
         named.append(("target_image", request.target_image))
     for field, text in named:
-        if len(text) > most * _BASE64_PER_BYTE + 100:
+        if len(text) > most * BASE64_PER_BYTE + 100:
             raise _refused(field, "too_large", f"at most {settings.max_image_size_mb} MB, decoded")
 
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from gateway.api.forms import FORM
 from gateway.api.problems import MEDIA_TYPE
 from gateway.errors import Problem
 from gateway.tool import AnyTool
@@ -21,6 +22,9 @@ TAGS = [
     {"name": "batches", "description": "Many jobs of one tool in one call."},
     {"name": "webhooks", "description": "Who was told of a job that ended."},
     {"name": "models", "description": "Trained models that `model_id` names."},
+    {"name": "templates", "description": "Prompts to be used again, each with a picture."},
+    {"name": "styles", "description": "What `styleId` stands for."},
+    {"name": "workflows", "description": "ComfyUI graphs of your own, each a tool like any other."},
     {"name": "modes", "description": "The first clients' route."},
     {"name": "files", "description": "Result files, by key or by signed link."},
     {"name": "health", "description": "Open: no key needed."},
@@ -36,7 +40,7 @@ _VALIDATION = ("HTTPValidationError", "ValidationError")
 
 
 def add_openapi(app: FastAPI, tools: Sequence[AnyTool]) -> None:
-    """Make `app.openapi()` answer the finished document."""
+    """Make `app.openapi()` answer the finished document, callers' own workflows left out."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -73,6 +77,7 @@ def document(app: FastAPI, tools: Sequence[AnyTool]) -> dict[str, Any]:
         for operation in operations.values():
             operation["security"] = [] if path in OPEN_PATHS else [{"ApiKey": []}]
             _problems_only(operation)
+            _named_form(operation, schemas)
             _valid_stream(operation)
             for parameter in operation.get("parameters", ()):
                 if not parameter.get("required"):
@@ -121,6 +126,18 @@ def _problems_only(operation: dict[str, Any]) -> None:
     elif stated is not None:
         stated["content"] = ours["content"]
     responses["500"] = {"description": "`internal_error`: a bug of ours.", **ours}
+
+
+def _named_form(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Put a form's schema where FastAPI puts those of bodies it reads itself."""
+    body = cast("dict[str, Any]", operation.get("requestBody", {}))
+    form = cast("dict[str, Any] | None", body.get("content", {}).get(FORM))
+    if form is None or "title" not in form["schema"]:
+        return
+    name = form["schema"]["title"]
+    schemas[name] = {"required": [], **form["schema"]}
+    named = {**form, "schema": {"$ref": f"#/components/schemas/{name}"}}
+    operation["requestBody"] = {**body, "content": {FORM: named}}
 
 
 def _valid_stream(operation: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from gateway.errors import (
     Unauthorized,
 )
 from gateway.job import Job
+from gateway.own_workflows.making import TOOL
 from gateway.submission import Origin
 from gateway.tool import AnyTool, ToolParams, body_of, options_in
 
@@ -45,7 +46,7 @@ class _ParamsBody:
 
 def tool_router(tool: AnyTool, context: Context, views: Views) -> APIRouter:
     """Make the sync, async and status routes of one tool."""
-    router = APIRouter(tags=[tool.name])
+    router = APIRouter(tags=[tool.name if tool.workflow is None else TOOL])
     _add_run(router, tool, context, views)
     _add_run_async(router, tool, context)
     _add_status(router, tool, context, views)
@@ -53,30 +54,20 @@ def tool_router(tool: AnyTool, context: Context, views: Views) -> APIRouter:
 
 
 def _add_run(router: APIRouter, tool: AnyTool, context: Context, views: Views) -> None:
-    body, settings = _ParamsBody(tool), context.settings
+    body = _ParamsBody(tool)
 
     async def run(
         params: Annotated[ToolParams, Depends(body)],
         prefer: PreferHeader = None,
         idempotency_key: IdempotencyKey = None,
     ) -> Response:
-        wanted = preference(prefer, default=settings.default_wait, longest=settings.request_timeout)
-        taken = await _submit(context, tool, params, idempotency_key)
-        job = await waited(context, taken, wanted.wait)
-        headers = {"Preference-Applied": wanted.applied} if wanted.applied else {}
-        if (error := failure(job)) is not None:
-            raise error
-        result = views.result(job)
-        if result is not None:
-            return as_json(result, headers=headers)
-        view = views.job(job, await context.submission.etas.left(job))
-        return as_json(view, 202, headers | _location(tool, job))
+        return await run_and_wait(context, views, tool, params, prefer=prefer, key=idempotency_key)
 
     router.add_api_route(
         tool.path,
         run,
         methods=["POST"],
-        name=tool.name,
+        name=_operation(tool),
         summary=tool.summary,
         description=tool.description,
         response_model=None,
@@ -99,16 +90,13 @@ def _add_run_async(router: APIRouter, tool: AnyTool, context: Context) -> None:
         params: Annotated[ToolParams, Depends(body)],
         idempotency_key: IdempotencyKey = None,
     ) -> Response:
-        job = await _submit(context, tool, params, idempotency_key)
-        eta = await context.submission.etas.left(job)
-        submitted = Submitted(job_id=job.id, status=job.status, eta_seconds=eta)
-        return as_json(submitted, 202, _location(tool, job))
+        return await take(context, tool, params, idempotency_key)
 
     router.add_api_route(
         f"{tool.path}/async",
         run_async,
         methods=["POST"],
-        name=f"{tool.name}_async",
+        name=f"{_operation(tool)}_async",
         summary=f"{tool.summary}, without waiting",
         description=f"Takes the job and answers with its id at once. Parameters: `{tool.path}`.",
         status_code=202,
@@ -124,14 +112,14 @@ def _add_status(router: APIRouter, tool: AnyTool, context: Context, views: Views
     wait_query = wait_of(context.settings)
 
     async def status(job_id: JobId, wait: Annotated[float, wait_query] = 0) -> Response:
-        job = await waited(context, await job_of(context, job_id, tool), wait)
+        job = await waited(context, await job_of(context, job_id, tool.name), wait)
         return as_json(views.job(job, await context.submission.etas.left(job)))
 
     router.add_api_route(
         f"{tool.path}/{{job_id}}",
         status,
         methods=["GET"],
-        name=f"{tool.name}_status",
+        name=f"{_operation(tool)}_status",
         summary=f"{tool.summary}: state and result",
         description="The job as it is; with `wait`, as it is when it ends or time is up.",
         response_model=None,
@@ -142,11 +130,48 @@ def _add_status(router: APIRouter, tool: AnyTool, context: Context, views: Views
     )
 
 
+async def run_and_wait(
+    context: Context,
+    views: Views,
+    tool: AnyTool,
+    params: ToolParams,
+    *,
+    prefer: str | None,
+    key: str | None,
+) -> Response:
+    """Take a call, and answer with its result, or with the job where that takes longer."""
+    settings = context.settings
+    wanted = preference(prefer, default=settings.default_wait, longest=settings.request_timeout)
+    taken = await _submit(context, tool, params, key)
+    job = await waited(context, taken, wanted.wait)
+    headers = {"Preference-Applied": wanted.applied} if wanted.applied else {}
+    if (error := failure(job)) is not None:
+        raise error
+    result = views.result(job)
+    if result is not None:
+        return as_json(result, headers=headers)
+    view = views.job(job, await context.submission.etas.left(job))
+    return as_json(view, 202, headers | _location(tool, job))
+
+
+async def take(context: Context, tool: AnyTool, params: ToolParams, key: str | None) -> Response:
+    """Take a call, and answer with the id of its job."""
+    job = await _submit(context, tool, params, key)
+    eta = await context.submission.etas.left(job)
+    submitted = Submitted(job_id=job.id, status=job.status, eta_seconds=eta)
+    return as_json(submitted, 202, _location(tool, job))
+
+
 async def _submit(context: Context, tool: AnyTool, params: ToolParams, key: str | None) -> Job:
     sent = params.model_dump(mode="json", exclude_unset=True)
     origin = Origin(caller=CALLER, route=tool.path, body=sent, idempotency_key=key)
     job, _ = await context.submission.submit(tool, params, origin, options_in(params))
     return job
+
+
+def _operation(tool: AnyTool) -> str:
+    """Name a tool as clients generated from the document can."""
+    return tool.name.replace("/", "_")
 
 
 def _location(tool: AnyTool, job: Job) -> dict[str, str]:

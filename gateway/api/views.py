@@ -1,6 +1,6 @@
 """Jobs and results as callers see them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar, cast
@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, JsonValue, SerializeAsAny
 
 from gateway.errors import JobCancelled, JobFailed
 from gateway.job import Artifact, Job, JobError, JobStatus, Outcome
+from gateway.own_workflows.tool import OWN, is_own
 from gateway.security.signing import Signer
 from gateway.storage.base import Storage
 from gateway.tool import AnyTool, FileView, ToolResult
@@ -88,6 +89,10 @@ class Views:
     storage: Storage
     signer: Signer
 
+    def tool(self, name: str) -> AnyTool:
+        """Find the tool of a job; of a caller's own workflow what all of them have in common."""
+        return OWN if is_own(name) else self.tools[name]
+
     def job(self, job: Job, eta_seconds: float | None = None) -> JobView[ToolResult]:
         """Shape a job; `eta_seconds` from now."""
         return JobView[ToolResult](
@@ -113,8 +118,11 @@ class Views:
         """Shape what a completed job made; None for any other."""
         if job.status != "completed" or job.outcome is None:
             return None
-        tool, outcome = self.tools[job.tool], job.outcome
+        tool, outcome = self.tool(job.tool), job.outcome
         used: dict[str, JsonValue] = {**job.params, **job.call.params, **outcome.params}
+        if "prompt" in job.params:
+            # a style changes what the model is told, not what the caller asked for
+            used["prompt"] = job.params["prompt"]
         files = [self._file(tool, artifact) for artifact in job.artifacts]
         first = files[0] if files else None
         kept = [
@@ -125,10 +133,12 @@ class Views:
         return tool.result.model_validate(
             {
                 "job_id": job.id,
-                **_made(tool, outcome, first),
+                **(_by_output(job, kept) if tool.by_output else _made(tool, outcome, first, kept)),
                 "r2_path": first.r2_path if first else None,
                 "files": kept,
-                tool.params_key: {shown: used.get(name) for shown, name in tool.reported.items()},
+                tool.params_key: used
+                if tool.by_output
+                else {shown: used.get(name) for shown, name in tool.reported.items()},
                 **{name: used.get(name) for name in tool.echoed},
                 "duration_seconds": outcome.duration_seconds,
                 "engine": outcome.engine,
@@ -149,14 +159,31 @@ class Views:
             width=artifact.width,
             height=artifact.height,
             frames=artifact.frames,
+            duration_s=artifact.duration_s,
+            faces=artifact.faces,
         )
 
 
-def _made(tool: AnyTool, outcome: Outcome, first: FileView | None) -> dict[str, JsonValue]:
-    """The tool's own field: the first file's path, or the text."""
+def _by_output(job: Job, kept: Sequence[FileView]) -> dict[str, JsonValue]:
+    """Files and texts by the names that the workflow has for its outputs."""
+    there = (artifact for artifact in job.artifacts if artifact.removed_at is None)
+    urls: dict[str, list[JsonValue]] = {}
+    for file, artifact in zip(kept, there, strict=True):
+        urls.setdefault(artifact.output, []).append(file.url)
+    texts = job.outcome.texts if job.outcome else {}
+    said: dict[str, JsonValue] = {name: list[JsonValue](lines) for name, lines in texts.items()}
+    return {"outputs": dict[str, JsonValue](urls), "texts": said}
+
+
+def _made(
+    tool: AnyTool, outcome: Outcome, first: FileView | None, kept: Sequence[FileView]
+) -> dict[str, JsonValue]:
+    """The tool's own field: the first file's path, the paths of all, or the text."""
     found: dict[str, JsonValue] = {}
     if tool.url_key is not None:
         found[tool.url_key] = first.url if first else None
+    if tool.urls_key is not None:
+        found[tool.urls_key] = [file.url for file in kept]
     if tool.text_key is not None:
         found[tool.text_key] = "\n".join(outcome.texts.get(tool.text_key, ()))
     return found

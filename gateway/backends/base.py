@@ -104,7 +104,7 @@ class Backend(Protocol):
 
     @property
     def engine(self) -> str | None:
-        """`comfyui`, `simulator`, or None while not known."""
+        """`comfyui`, `simulator`, `cpu`, or None while not known."""
         ...
 
     @property
@@ -112,8 +112,8 @@ class Backend(Protocol):
         """Model files by folder (`loras`, `checkpoints`); None while not known."""
         ...
 
-    def readiness(self, workflow: str, digest: str) -> WorkflowReadiness:
-        """Whether it can carry out that workflow, as last seen."""
+    def readiness(self, workflow: str, digest: str) -> WorkflowReadiness | None:
+        """Whether it can carry out that workflow, as last seen; None: such work is not its own."""
         ...
 
     async def start(self, order: Order) -> str:

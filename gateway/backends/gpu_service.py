@@ -9,7 +9,19 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from gateway.backends.base import BackendError, BackendFull, BackendUnreachable, RunFailed, RunLost
-from gpu_server.protocol import Event, Failure, Health, RunRequest, RunStatus, Workflows
+from gpu_server.protocol import (
+    CheckAnswer,
+    CheckedWorkflow,
+    CheckRequest,
+    Event,
+    Failure,
+    Health,
+    NodesAnswer,
+    NodesRequest,
+    RunRequest,
+    RunStatus,
+    Workflows,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +65,21 @@ class GpuService:
     async def workflows(self) -> Workflows:
         """`GET /workflows`."""
         return self._parsed(Workflows, await self._send("GET", "/workflows", limit=_LOOK))
+
+    async def check(self, request: CheckRequest) -> list[CheckedWorkflow]:
+        """`POST /workflows/check`."""
+        body = request.model_dump_json(exclude_unset=True)
+        response = await self._send("POST", "/workflows/check", content=body)
+        if not response.is_success:
+            raise self._refusal(response)
+        return self._parsed(CheckAnswer, response).workflows
+
+    async def nodes(self, request: NodesRequest) -> NodesAnswer:
+        """`POST /nodes`."""
+        response = await self._send("POST", "/nodes", content=request.model_dump_json())
+        if not response.is_success:
+            raise self._refusal(response)
+        return self._parsed(NodesAnswer, response)
 
     async def put(self, run_id: str, request: RunRequest, *, begin: bool = True) -> RunStatus:
         """Begin or adopt a run. Raises WorkflowMismatch, BackendFull, RunFailed.

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import cast
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from gateway.backends.base import (
     RunLost,
     WorkflowReadiness,
 )
+from gateway.backends.brought import PART, PREFIX, Brought, Lookup, nobody
 from gateway.backends.gpu_service import GpuService, WorkflowMismatch
 from gateway.job import Produced
 from gpu_server.protocol import (
@@ -30,11 +31,13 @@ from gpu_server.protocol import (
     Preview,
     RunRequest,
     RunStatus,
+    Slot,
     WorkflowRef,
     Workflows,
     WorkflowStatus,
 )
 from gpu_server.workflow import Workflow
+from gpu_server.workflow.node_specs import ObjectInfo
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +73,7 @@ class Sidecar:
         workflows: Mapping[str, Workflow],
         *,
         on_change: Callable[[], None] | None = None,
+        brought: Lookup = nobody,
     ) -> None:
         self.on_change = on_change
         """Called when capacity, models or readiness are not what they were."""
@@ -77,6 +81,7 @@ class Sidecar:
         self._workflows = workflows
         self._look_now = asyncio.Event()
         self._service = GpuService(name, url, token, http, on_away=self._look_now.set)
+        self._brought = Brought(self._service, brought, self._look_now.set)
         self._health: Health | None = None
         self._seen: Workflows | None = None
         self._statuses: dict[str, WorkflowStatus] = {}
@@ -119,7 +124,8 @@ class Sidecar:
 
         Another digest there is no obstacle: graph and manifest are then sent along.
         """
-        del digest
+        if workflow.startswith(PREFIX):
+            return self._brought.readiness(digest)
         known = self._statuses.get(workflow)
         if known is None:
             return WorkflowReadiness(readiness="unknown")
@@ -127,12 +133,12 @@ class Sidecar:
 
     async def start(self, order: Order) -> str:
         """Begin or adopt the run; its reference is its id."""
-        request = _request(order)
+        request = await self._request(order)
         try:
             await self._service.put(order.run_id, request)
         except WorkflowMismatch:
             try:
-                await self._service.put(order.run_id, self._inline(request, order))
+                await self._service.put(order.run_id, await self._inline(request, order))
             except WorkflowMismatch as error:
                 raise self._service.foreign() from error
         return order.run_id
@@ -140,7 +146,7 @@ class Sidecar:
     async def renew(self, order: Order) -> None:
         """Let a run it has send its files to the slots of this order."""
         try:
-            await self._service.put(order.run_id, _request(order), begin=False)
+            await self._service.put(order.run_id, await self._request(order), begin=False)
         except (BackendFull, WorkflowMismatch) as error:
             # one that does not heed If-Match says so of a run it would have to begin
             raise RunLost(f"{self._name} does not know this run") from error
@@ -173,7 +179,7 @@ class Sidecar:
     async def previews(self, run_id: str, reference: str) -> AsyncGenerator[Preview, None]:
         """Show what it looks like so far, from a stream of its own."""
         del reference
-        if self._health is None or "previews" not in self._health.protocol:
+        if not self._knows("previews"):
             return
         async with aclosing(self._service.events(run_id, previews=True)) as events:
             async for event in events:
@@ -190,6 +196,21 @@ class Sidecar:
         del reference
         await self._service.remove(run_id)
 
+    async def nodes(self, classes: Sequence[str]) -> ObjectInfo | None:
+        """Ask what its ComfyUI says of node classes now; None where it does not answer."""
+        return await self._brought.nodes(classes) if await self._can_check() else None
+
+    async def check(self, workflow: Workflow, *, refresh: bool = False) -> None:
+        """Find out how ready it is for a workflow that somebody brought."""
+        if await self._can_check():
+            await self._brought.check(workflow, refresh=refresh)
+
+    async def _can_check(self) -> bool:
+        if self._health is None and self._trouble is None:
+            # asked for before the first look
+            await self.look()
+        return self._knows(PART)
+
     async def start_watching(self) -> None:
         """Look at the service now, then every 10 s (2 s while it takes nothing)."""
         if self._watching is None:
@@ -205,7 +226,7 @@ class Sidecar:
 
     async def look(self) -> None:
         """Ask once for health, workflows and models."""
-        before = (self.capacity, self._seen)
+        before, changed = (self.capacity, self._seen), False
         try:
             # a wrong token shows here; `/health` is open and only says less without it
             seen = await self._service.workflows()
@@ -218,7 +239,9 @@ class Sidecar:
             self._note(None)
             if seen != self._seen:
                 self._remember(seen)
-        if before != (self.capacity, self._seen) and self.on_change is not None:
+            changed = self._knows(PART) and await self._brought.look()
+        changed = changed or before != (self.capacity, self._seen)
+        if changed and self.on_change is not None:
             self.on_change()
 
     async def _watch(self) -> None:
@@ -229,6 +252,8 @@ class Sidecar:
                 _log.exception("looking at GPU service %s", self._name)
             # only now: the look's own failure calls for another look, too
             self._look_now.clear()
+            if self._brought.has_new and self._knows(PART):
+                continue
             pause = _LOOK_EVERY_S if self.capacity else _LOOK_WHILE_AWAY_S
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._look_now.wait(), pause)
@@ -251,9 +276,34 @@ class Sidecar:
         else:
             _log.warning("GPU service %s", trouble)
 
-    def _inline(self, request: RunRequest, order: Order) -> RunRequest:
+    def _knows(self, part: str) -> bool:
+        """Tell whether it understands an optional part of the contract, as last seen."""
+        return self._health is not None and part in self._health.protocol
+
+    async def _request(self, order: Order) -> RunRequest:
+        """Make the request, with what the service knows of the contract."""
+        if self._health is None:
+            # a run may be adopted before the first look
+            await self.look()
+        files = self._knows("files")
+        if not files and any(slot.format for slot in order.slots):
+            if self._health is None:
+                raise BackendUnreachable(self._trouble or f"{self._name} does not answer")
+            raise RunFailed(
+                Failure(
+                    kind="fatal",
+                    code="unsupported",
+                    message="The GPU service is of a former version: it makes no other formats.",
+                ),
+                executed=False,
+            )
+        return _request(order, files=files)
+
+    async def _inline(self, request: RunRequest, order: Order) -> RunRequest:
         """Send the workflow itself along."""
         workflow = self._workflows.get(order.call.workflow)
+        if order.call.workflow.startswith(PREFIX):
+            workflow = await self._brought.lookup(order.call.digest)
         if workflow is None or workflow.digest != order.call.digest:
             raise RunFailed(
                 Failure(
@@ -285,16 +335,18 @@ class Sidecar:
         raise self._service.foreign()
 
 
-def _request(order: Order) -> RunRequest:
+def _request(order: Order, *, files: bool) -> RunRequest:
+    """Make the request; `files`: the service knows how files may be wanted."""
     call = order.call
+    slots = order.slots if files else [Slot(name=s.name, url=s.url) for s in order.slots]
     request = RunRequest(
         version=VERSION,
         workflow=WorkflowRef(name=call.workflow, digest=call.digest),
         params=call.params,
-        outputs=list(order.slots),
+        outputs=list(slots),
         timeout_s=call.timeout_s,
     )
-    if not order.inputs:
-        return request
-    inputs = {param: list(files) for param, files in order.inputs.items()}
-    return request.model_copy(update={"inputs": inputs})
+    more: dict[str, object] = {"details": True} if files else {}
+    if order.inputs:
+        more["inputs"] = {param: list(found) for param, found in order.inputs.items()}
+    return request.model_copy(update=more)

@@ -12,8 +12,9 @@ from gateway.db.engine import Database, Transaction
 from gateway.db.job_log import log_move
 from gateway.db.jobs import job_files
 from gateway.db.records import Row, job_row, micros, moment, to_job
-from gateway.db.runs import OPEN, first_run
+from gateway.db.runs import OPEN
 from gateway.db.tables import batches, job_events, jobs, runs
+from gateway.db.waiting import first_run
 from gateway.job import JOB_TERMINAL, Job, JobStatus, NewJob
 
 ROWS_AT_ONCE = 50

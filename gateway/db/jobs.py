@@ -1,6 +1,6 @@
 """The rows the API shows: jobs, their files, their log, their idempotency keys."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,9 +10,10 @@ from gateway.db.cursors import cursor_after, read_cursor
 from gateway.db.engine import Database, Transaction
 from gateway.db.job_log import log_move, move_job, note
 from gateway.db.records import job_row, micros, storable, to_artifact, to_event, to_job
-from gateway.db.runs import OPEN, first_run
+from gateway.db.runs import OPEN
 from gateway.db.tables import artifacts, idempotency, job_events, jobs, runs
 from gateway.db.together import insert_together
+from gateway.db.waiting import first_run
 from gateway.job import (
     JOB_TERMINAL,
     Artifact,
@@ -197,11 +198,11 @@ class JobRows:
 
         return await self._db.write(work)
 
-    async def attempts(self, job_id: str) -> Sequence[str]:
-        """Ids of all runs a job had."""
-        query = select(runs.c.id).where(runs.c.job_id == job_id)
+    async def attempts(self, job_id: str) -> Mapping[str, int]:
+        """All runs a job had: id to stage."""
+        query = select(runs.c.id, runs.c.stage).where(runs.c.job_id == job_id)
         rows = await self._db.read(lambda reading: reading.rows(query))
-        return [row["id"] for row in rows]
+        return {row["id"]: row["stage"] for row in rows}
 
     async def untold(self, job_id: str) -> bool:
         """Whether a backend has still to hear that a run of the job is over."""

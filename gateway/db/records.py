@@ -1,6 +1,7 @@
 """Rows to values and back: the one place that knows how each value is stored."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,12 +9,13 @@ from pydantic import TypeAdapter
 from sqlalchemy import RowMapping
 
 from gateway.backends.base import Produced
-from gateway.job import Artifact, Call, Job, JobError, JobEvent, NewJob, Outcome, Run
+from gateway.job import Artifact, Call, Job, JobError, JobEvent, NewJob, Outcome, Run, Source
 
 Row = RowMapping | Mapping[str, Any]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _CALL = TypeAdapter(Call)
+_INPUTS = TypeAdapter(dict[str, tuple[Source, ...]])
 _OUTCOME = TypeAdapter(Outcome)
 _PRODUCED = TypeAdapter(Produced)
 
@@ -41,6 +43,11 @@ def _maybe(stored: int | None) -> datetime | None:
 def call_json(call: Call) -> Any:  # noqa: ANN401  # JSON
     """A call as it is stored."""
     return _CALL.dump_python(call, mode="json")
+
+
+def inputs_json(inputs: Mapping[str, tuple[Source, ...]]) -> Any:  # noqa: ANN401  # JSON
+    """Files a stage reads, as they are stored."""
+    return _INPUTS.dump_python(dict(inputs), mode="json")
 
 
 def outcome_json(outcome: Outcome) -> Any:  # noqa: ANN401  # JSON
@@ -106,17 +113,23 @@ def to_job(row: Row, artifacts: Sequence[Artifact] = ()) -> Job:
 
 
 def to_run(row: Row) -> Run:
-    """A run from its row joined with its job's call."""
-    produced = row["produced"]
+    """A run from its row joined with its job's call and outcome."""
+    produced, before = row["produced"], row["outcome"]
+    stage: int = row["stage"]
+    stages = _CALL.validate_python(row["call"]).stages
+    call = stages[stage]
+    if row["inputs"] is not None:
+        made = _INPUTS.validate_python(row["inputs"])
+        call = replace(call, inputs={**call.inputs, **made})
     return Run(
         id=row["id"],
         job_id=row["job_id"],
-        stage=row["stage"],
+        stage=stage,
         attempt=row["attempt"],
         state=row["state"],
         caller=row["caller"],
         priority=row["priority"],
-        call=_CALL.validate_python(row["call"]),
+        call=call,
         backend=row["backend"],
         reference=row["reference"],
         produced=None if produced is None else _PRODUCED.validate_python(produced),
@@ -129,6 +142,8 @@ def to_run(row: Row) -> Run:
         not_before=moment(row["not_before"]),
         deadline_at=moment(row["deadline_at"]),
         handed_over=row["state"] == "granted" and row["granted_at"] is None,
+        begins_at=stages[stage - 1].ends_at if stage else 0.0,
+        before=None if before is None else _OUTCOME.validate_python(before),
     )
 
 

@@ -1,6 +1,6 @@
 """The rows that say how far each run got; every write is guarded by state and epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
@@ -20,8 +20,17 @@ from sqlalchemy import (
 
 from gateway.db.engine import Database, Transaction
 from gateway.db.job_log import log_move, move_job, note
-from gateway.db.records import Row, micros, moment, outcome_json, produced_json, storable, to_run
+from gateway.db.records import (
+    inputs_json,
+    micros,
+    moment,
+    outcome_json,
+    produced_json,
+    storable,
+    to_run,
+)
 from gateway.db.tables import artifacts, jobs, runs
+from gateway.db.waiting import run_after
 from gateway.job import (
     RUN_MOVES,
     RUN_TERMINAL,
@@ -29,16 +38,15 @@ from gateway.job import (
     Call,
     JobError,
     JobStatus,
-    NewJob,
     Outcome,
     Produced,
     Run,
     RunState,
-    run_id,
+    Source,
 )
 
 OPEN: tuple[RunState, ...] = tuple(state for state in RUN_MOVES if state not in RUN_TERMINAL)
-_RUN = select(runs, jobs.c.call).join(jobs, jobs.c.id == runs.c.job_id)
+_RUN = select(runs, jobs.c.call, jobs.c.outcome).join(jobs, jobs.c.id == runs.c.job_id)
 _OPEN_RUN = _RUN.where(
     runs.c.id == bindparam("run"), runs.c.owner == bindparam("owner"), runs.c.state.in_(OPEN)
 )
@@ -108,14 +116,14 @@ class RunRows:
         await self._db.write(work)
         return replace(run, state="started", reference=reference)
 
-    async def progressed(self, run: Run, fraction: float) -> None:
-        """How far it got, and that it was seen executing. Raises OwnershipLost."""
+    async def progressed(self, run: Run, progress: float) -> None:
+        """How far its job got, and that it was seen executing. Raises OwnershipLost."""
 
         async def work(writing: Transaction) -> None:
             # the guarded write after it fails, and takes this with it, when the job has ended
-            await writing.execute(_PROGRESS, {"job": run.job_id, "progress": fraction})
+            await writing.execute(_PROGRESS, {"job": run.job_id, "progress": progress})
             await _guarded(writing, run, executed=True)
-            writing.tell("progress", run.job_id, str(fraction))
+            writing.tell("progress", run.job_id, str(progress))
 
         await self._db.write(work)
 
@@ -147,6 +155,51 @@ class RunRows:
             await log_move(writing, moved, "completed", data, now)
             if files:
                 await writing.execute(insert(artifacts), [asdict(file) for file in files])
+
+        await self._db.write(work)
+
+    async def next_stage(
+        self,
+        run: Run,
+        following: Call,
+        inputs: Mapping[str, tuple[Source, ...]],
+        outcome: Outcome,
+        now: datetime,
+    ) -> None:
+        """This stage is done, the next one waits; both in one commit. Raises OwnershipLost.
+
+        Args:
+            run: the run that is done; its files are verified.
+            following: the call of the next stage.
+            inputs: what that stage reads of this run's files.
+            outcome: of all stages so far.
+            now: when.
+        """
+        row = run_after(
+            run,
+            following,
+            stage=run.stage + 1,
+            attempt=0,
+            inputs=inputs_json(inputs),
+            # what kills its processes is the job, in whichever stage; failures to carry out one
+            # stage say nothing of the next
+            deaths=run.deaths,
+            not_before=micros(now),
+        )
+
+        async def work(writing: Transaction) -> None:
+            moved = await _move_job_of(
+                writing,
+                run,
+                "processing",
+                outcome=outcome_json(outcome),
+                progress=run.call.ends_at,
+            )
+            await _move(writing, run, "delivered", ended_at=micros(now))
+            await writing.execute(insert(runs), row)
+            data: dict[str, JsonValue] = {"stage": run.stage + 1, "workflow": following.workflow}
+            await log_move(writing, moved, "stage", data, now)
+            writing.tell("room")
 
         await self._db.write(work)
 
@@ -189,34 +242,27 @@ class RunRows:
         not_before: datetime,
         now: datetime,
         tell_backend: bool,
-    ) -> str:
+    ) -> None:
         """This attempt is over, the next one waits; both in one commit. Raises OwnershipLost."""
-        identifier = run_id(run.job_id, run.stage, run.attempt + 1)
-        following = waiting_row(
+        following = run_after(
+            run,
             run.call,
-            id=identifier,
-            job_id=run.job_id,
             stage=run.stage,
             attempt=run.attempt + 1,
-            caller=run.caller,
-            priority=run.priority,
-            owner=run.owner,
+            inputs=inputs_json(run.call.made_inputs),
             failures=failures,
             deaths=deaths,
-            created_at=micros(run.created_at),
             not_before=micros(not_before),
-            deadline_at=micros(run.deadline_at),
         )
 
         async def work(writing: Transaction) -> None:
-            await writing.execute(_PROGRESS, {"job": run.job_id, "progress": 0.0})
+            await writing.execute(_PROGRESS, {"job": run.job_id, "progress": run.begins_at})
             await _fail(writing, run, error, now, tell_backend=tell_backend)
             await writing.execute(insert(runs), following)
             await note(writing, run.job_id, "retrying", _retrying(run, error, not_before, now), now)
             writing.tell("room")
 
         await self._db.write(work)
-        return identifier
 
     async def next_deadline(self, owner: str) -> datetime | None:
         """The earliest deadline of the runs that wait here or for an owner."""
@@ -274,37 +320,6 @@ def _retrying(
         "backend": run.backend,
         "attempt": run.attempt + 1,
         "in_s": round(max(0.0, (not_before - now).total_seconds()), 3),
-    }
-
-
-def first_run(new: NewJob, job: Row, owner: str | None) -> dict[str, Any]:
-    """The row of the run a job just submitted begins with; `job` is the job's own row."""
-    return waiting_row(
-        new.call,
-        id=run_id(new.id, 0, 0),
-        job_id=new.id,
-        stage=0,
-        attempt=0,
-        caller=new.caller,
-        priority=new.priority,
-        owner=owner,
-        created_at=job["created_at"],
-        not_before=job["created_at"],
-        deadline_at=job["deadline_at"],
-    )
-
-
-def waiting_row(call: Call, **columns: Any) -> dict[str, Any]:  # noqa: ANN401  # column values
-    """The row of a run that has not begun; what is told apart from the call comes as columns."""
-    return {
-        "state": "waiting",
-        "epoch": 0,
-        "failures": 0,
-        "deaths": 0,
-        "workflow": call.workflow,
-        "digest": call.digest,
-        "models": list(call.models),
-        **columns,
     }
 
 

@@ -6,7 +6,7 @@ import logging
 from gateway.clock import Clock
 from gateway.db import DatabaseUnavailable
 from gateway.db.runs import OwnershipLost, RunRows
-from gateway.jobs.runner import deadline_exceeded
+from gateway.jobs.endings import deadline_exceeded
 
 _log = logging.getLogger(__name__)
 

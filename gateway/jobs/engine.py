@@ -36,8 +36,9 @@ from gateway.jobs.ownership import Ownership
 from gateway.jobs.patience import Patience
 from gateway.jobs.placement import Placement
 from gateway.jobs.previews import Previews
-from gateway.jobs.runner import Engine, drive
+from gateway.jobs.runner import drive
 from gateway.jobs.settings import JobSettings
+from gateway.jobs.shared import Engine
 from gateway.jobs.wait import Hub
 from gateway.jobs.watch import Story
 from gateway.storage.base import Storage

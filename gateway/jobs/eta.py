@@ -124,12 +124,15 @@ class Etas:
         self,
         *,
         history: History,
-        places: Callable[[], int],
+        places: Callable[[str | None], int],
         clock: Clock,
+        alike: Callable[[str, str], bool] = lambda _one, _other: True,
     ) -> None:
         self._history = history
         self._places = places
-        """Jobs that execute at the same time at present."""
+        """Jobs of that tool that execute at the same time at present; None: of any."""
+        self._alike = alike
+        """Whether jobs of two tools wait for the same places."""
         self._clock = clock
         self._rates: dict[Work, Rate | None] = {}
         self._lanes: list[Lane] = []
@@ -170,7 +173,7 @@ class Etas:
     async def one_place_s(self) -> float | None:
         """Seconds in which one of the waiting jobs should begin; None while not known."""
         await self._refresh(None)
-        places = self._places()
+        places = self._places(None)
         jobs = sum(lane.jobs for lane in self._lanes)
         costs = [self._cost(lane, None) for lane in self._lanes]
         if not jobs or not places or None in costs:
@@ -198,13 +201,14 @@ class Etas:
         self._lanes.append(lane)
 
     def _wait(self, work: Work, *, caller: str, priority: int, came: int) -> float | None:
-        places, own = self._places(), self._rates.get(work)
+        places, own = self._places(work[0]), self._rates.get(work)
         if not places:
             return None
         fallback = own.seconds if own else None
-        costs = {id(lane): self._cost(lane, fallback) or 0.0 for lane in self._lanes}
+        lanes = [lane for lane in self._lanes if self._alike(lane.tool, work[0])]
+        costs = {id(lane): self._cost(lane, fallback) or 0.0 for lane in lanes}
         return wait_s(
-            self._lanes,
+            lanes,
             lambda lane: costs[id(lane)],
             caller=caller,
             priority=priority,

@@ -22,7 +22,7 @@ def blamed(call: Call, failure: Failure, *, last: bool) -> Failure:
         return failure
     if source.key is None:
         return failure.model_copy(update={"kind": "usage"}) if last else failure
-    if failure.code == "file_not_found":
+    if failure.code == "file_not_found" and source.slot is None:
         return Failure(
             kind="usage",
             code="input_gone",

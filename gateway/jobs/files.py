@@ -1,11 +1,12 @@
 """A run's files: where it reads each, where each goes, and whether it really lies there."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import Protocol
 
 from gateway.backends.base import Order
-from gateway.job import Artifact, Job, Produced, Run, Source
+from gateway.job import Artifact, Call, Job, Produced, Run, Source
 from gateway.storage.base import Storage
 from gpu_server.protocol import InputFile, OutputFile, Slot
 
@@ -42,7 +43,8 @@ class RunFiles:
         slots = tuple(
             Slot(
                 name=slot,
-                url=self._storage.slot(self._key(run, run.job_id, run.id, slot), lifetime),
+                url=self._storage.slot(self._key(run.call, run, run.id, slot), lifetime),
+                **run.call.files.model_dump(exclude_defaults=True),
             )
             for slot in run.call.outputs
         )
@@ -66,27 +68,38 @@ class RunFiles:
             raise NotDelivered("one slot is reported twice")
         return tuple([await self._verified(run, output) for output in produced.outputs])
 
-    async def remove(self, job: Job, run_ids: Iterable[str]) -> None:
+    async def remove(self, job: Job, runs: Mapping[str, int]) -> None:
         """Delete every file of the job: what its runs may have written, what came with its call.
 
-        Raises StorageError.
+        `runs` are all it had, id to stage. Raises StorageError.
         """
+        stages = job.call.stages
         written = [
-            self._key(job, job.id, run, slot) for run in run_ids for slot in job.call.outputs
+            self._key(stages[stage], job, run, slot)
+            for run, stage in runs.items()
+            for slot in stages[stage].outputs
         ]
         made = [artifact.key for artifact in job.artifacts]
-        sources = [source for found in job.call.inputs.values() for source in found]
+        read = [sources for call in stages for sources in call.inputs.values()]
+        sources = [source for found in read for source in found]
         brought = [source.key for source in sources if source.stored and source.key is not None]
         for key in dict.fromkeys([*made, *written, *brought]):
             await self._storage.delete(key)
 
-    def _key(self, made: Job | Run, job_id: str, run_id: str, slot: str) -> str:
-        extension = made.call.extensions.get(slot.partition("/")[0], _DEFAULT_EXTENSION)
+    async def remove_read(self, run: Run) -> None:
+        """Delete what a run that is done has read of the stage before. Raises StorageError."""
+        for sources in run.call.made_inputs.values():
+            for source in sources:
+                if source.slot is not None and source.key is not None:
+                    await self._storage.delete(source.key)
+
+    def _key(self, call: Call, made: Job | Run, run_id: str, slot: str) -> str:
+        extension = call.extensions.get(slot.partition("/")[0], _DEFAULT_EXTENSION)
         return self._names.key(
-            prefix=made.call.prefix,
+            prefix=call.prefix,
             # a run bears the time of its job through all attempts: the day never changes
             day=made.created_at.date(),
-            job_id=job_id,
+            job_id=made.job_id if isinstance(made, Run) else made.id,
             run_id=run_id,
             slot=slot,
             ext=extension,
@@ -95,7 +108,7 @@ class RunFiles:
     async def _verified(self, run: Run, sent: OutputFile) -> Artifact:
         if sent.slot not in run.call.outputs:
             raise NotDelivered(f"{sent.slot} is no slot of this run")
-        key = self._key(run, run.job_id, run.id, sent.slot)
+        key = self._key(run.call, run, run.id, sent.slot)
         stored = await self._storage.stat(key)
         if stored is None:
             raise NotDelivered(f"{sent.slot} is not in storage")
@@ -116,4 +129,26 @@ class RunFiles:
             width=sent.width,
             height=sent.height,
             frames=sent.frames,
+            duration_s=sent.duration_s,
+            faces=sent.faces,
         )
+
+
+def made_inputs(call: Call, files: Iterable[Artifact]) -> dict[str, tuple[Source, ...]]:
+    """What a stage reads of the files the stage before has made. Raises NotDelivered."""
+    made = {f"{file.output}/{file.n}": file for file in files}
+    return {
+        param: tuple(_found(source, made) for source in sources)
+        for param, sources in call.made_inputs.items()
+    }
+
+
+def _found(source: Source, made: Mapping[str, Artifact]) -> Source:
+    if source.slot is None:
+        return source
+    file = made.get(source.slot)
+    if file is None:
+        raise NotDelivered(f"{source.slot}, which the next stage reads, was not made")
+    return replace(
+        source, key=file.key, media_type=file.media_type, bytes=file.bytes, sha256=file.sha256
+    )

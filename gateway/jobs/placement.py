@@ -245,7 +245,7 @@ class Placement:
 
     def _carries_out(self, backend: str, candidate: Candidate) -> bool:
         known = self._backends[backend].readiness(candidate.workflow, candidate.digest)
-        return known.readiness == "ready"
+        return known is not None and known.readiness == "ready"
 
     async def _explain(self, digest: str, why: str, now: datetime) -> None:
         await self._db.write(
@@ -260,7 +260,8 @@ class Placement:
         )
 
     def _why(self, workflow: str, digest: str) -> str:
-        known = [backend.readiness(workflow, digest) for backend in self._backends.values()]
+        asked = [backend.readiness(workflow, digest) for backend in self._backends.values()]
+        known = [one for one in asked if one is not None]
         lacking = [thing.name for one in known for thing in one.missing]
         if known and all(one.readiness == "missing" for one in known):
             return f"missing on every GPU service: {', '.join(dict.fromkeys(lacking))}"
@@ -270,10 +271,7 @@ class Placement:
         return tuple(
             (
                 backend.capacity,
-                *(
-                    backend.readiness(name, digest).readiness
-                    for digest, name in self._stuck.items()
-                ),
+                *(backend.readiness(name, digest) for digest, name in self._stuck.items()),
             )
             for backend in self._backends.values()
         )

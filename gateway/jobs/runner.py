@@ -2,12 +2,9 @@
 
 import asyncio
 import logging
-import random
-from collections.abc import Callable, Coroutine, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 from gateway.backends.base import (
     Backend,
@@ -16,63 +13,19 @@ from gateway.backends.base import (
     BackendUnreachable,
     Order,
     Progressed,
-    RunCancelled,
-    RunFailed,
-    RunLost,
 )
-from gateway.clock import Clock
 from gateway.db import DatabaseUnavailable
-from gateway.db.runs import OwnershipLost, RunRows
-from gateway.job import Artifact, JobError, Outcome, Produced, Run
-from gateway.jobs.fetches import blamed
-from gateway.jobs.files import NotDelivered, RunFiles
-from gateway.jobs.patience import Patience, backoff
-from gateway.jobs.placement import Placement
-from gateway.jobs.previews import Previews
-from gateway.jobs.settings import JobSettings
-from gateway.jobs.wait import Hub
+from gateway.db.runs import OwnershipLost
+from gateway.job import Artifact, Outcome, Produced, Run
+from gateway.jobs.endings import BackendLost, Ending
+from gateway.jobs.files import NotDelivered, RunFiles, made_inputs
+from gateway.jobs.shared import Engine
 from gateway.storage.base import StorageError
 
 _log = logging.getLogger(__name__)
 
 FORGET_AFTER_S = 0.2
 """How long after a job's end its backend is told to forget it."""
-
-
-class BackendLost(Exception):
-    """It has not answered for too long, or is not configured any more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
-    """What every drive of this replica shares."""
-
-    owner: str
-    rows: RunRows
-    backends: Mapping[str, Backend]
-    files: RunFiles
-    hub: Hub
-    previews: Previews
-    placement: Placement
-    settings: JobSettings
-    clock: Clock
-    rng: random.Random
-    starting: set[str]
-    """Runs whose backend is being asked to start them; cancelling waits for its answer."""
-    doubtful: set[str]
-    """Runs that were asked for here and a start of which may still be on its way."""
-    in_background: Callable[[Coroutine[Any, Any, None]], None]
-    tell_backends: Callable[[], None]
-    """Runs have ended whose backends do not know it yet."""
-
-    def patience(self, limit_s: float | None) -> Patience:
-        """Fresh patience with something that does not answer."""
-        return Patience(
-            first_s=self.settings.reconnect_s,
-            longest_s=self.settings.reconnect_max_s,
-            limit_s=limit_s,
-            rng=self.rng,
-        )
 
 
 async def drive(engine: Engine, run_id: str) -> None:
@@ -111,11 +64,11 @@ class _Drive:
     async def to_its_end(self) -> None:
         """Take every step that is left, or write down why it cannot be taken."""
         if self._run.deaths >= self._engine.settings.max_deaths:
-            await self._poisoned(tell_backend=True)
+            await self._ending().poisoned()
             return
         left = self._left().total_seconds()
         if left <= 0:
-            await self._overdue()
+            await self._ending().overdue()
             return
         deadline = asyncio.timeout(left)
         try:
@@ -125,31 +78,12 @@ class _Drive:
             raise
         except Exception as error:  # noqa: BLE001  # foreign ones are logged and fail the attempt
             if isinstance(error, TimeoutError) and deadline.expired():
-                await self._overdue()
+                await self._ending().overdue()
             else:
-                await self._stopped_by(error)
+                await self._ending().stopped_by(error)
 
-    async def _stopped_by(self, error: Exception) -> None:
-        engine, run = self._engine, self._run
-        match error:
-            case BackendFull():
-                await self._put_back()
-            case RunLost():
-                await self._lost(executed=error.executed)
-            case RunFailed():
-                await self._failed(error)
-            case RunCancelled():
-                await engine.rows.cancelled(run, engine.clock.now())
-            case BackendLost():
-                await self._again("backend_unreachable", str(error), tell_backend=True)
-            case NotDelivered():
-                _log.warning("run %s: %s", run.id, error)
-                message = "A result file did not reach storage as it was sent."
-                await self._again("output_missing", message, failed=True)
-            case _:
-                _log.error("run %s: not foreseen by the contracts", run.id, exc_info=error)
-                message = "Something went wrong on our side."
-                await self._again("internal_error", message, failed=True, tell_backend=True)
+    def _ending(self) -> Ending:
+        return Ending(self._engine, self._run, executed=self._executed)
 
     async def _steps(self) -> None:
         if self._run.state == "granted":
@@ -239,6 +173,7 @@ class _Drive:
     async def _progressed(self, event: Progressed, written: float) -> float:
         engine, now = self._engine, asyncio.get_running_loop().time()
         self._executed = self._executed or event.fraction > 0
+        event = replace(event, fraction=self._run.progress(event.fraction))
         engine.hub.progressed(self._run.job_id, event)
         if not self._executed or now - written < engine.settings.progress_write_s:
             return written
@@ -256,11 +191,19 @@ class _Drive:
             backend=run.backend or "",
             duration_seconds=produced.duration_seconds,
             texts=produced.texts,
-        )
-        await engine.rows.delivered(run, outcome, files, engine.clock.now())
+        ).after(run.before)
+        now = engine.clock.now()
+        if run.call.then is None:
+            await engine.rows.delivered(run, outcome, files, now)
+        else:
+            inputs = made_inputs(run.call.then, files)
+            await engine.rows.next_stage(run, run.call.then, inputs, outcome, now)
+            engine.placement.wake(queued=True, room=True)
         backend = engine.backends.get(run.backend or "")
         if backend is not None:
             engine.in_background(_forget(backend, run))
+        if run.call.made_inputs:
+            engine.in_background(_remove_read(engine.files, run))
 
     async def _verified(self, produced: Produced) -> tuple[Artifact, ...]:
         # the GPU time is spent: no attempt is begun anew because storage is away
@@ -275,86 +218,6 @@ class _Drive:
                 self._run = await self._engine.rows.produced(self._run, produced)
                 self._engine.placement.wake(room=True)
             await patience.pause()
-
-    async def _put_back(self) -> None:
-        engine, run = self._engine, self._run
-        pause = timedelta(seconds=engine.settings.backend_full_pause_s)
-        await engine.rows.put_back(run, not_before=engine.clock.now() + pause)
-        engine.placement.pause(run.backend or "")
-
-    async def _failed(self, error: RunFailed) -> None:
-        last = self._run.failures + 1 >= self._engine.settings.max_attempts
-        failure = blamed(self._run.call, error.failure, last=last)
-        self._executed = self._executed or error.executed
-        # refused now, but an earlier start of it may still come and be taken
-        tell = self._run.state == "granted" and self._run.id in self._engine.doubtful
-        if failure.kind != "transient" or self._no_better(failure.code):
-            job_error = JobError(code=failure.code, message=failure.message, kind=failure.kind)
-            await self._end(job_error, tell_backend=tell)
-        else:
-            await self._again(failure.code, failure.message, failed=True, tell_backend=tell)
-
-    def _no_better(self, code: str) -> bool:
-        """Memory was freed after the first time: what fails so again is too large."""
-        return code == "out_of_memory" and self._run.failures > 0
-
-    async def _lost(self, *, executed: bool) -> None:
-        """It is known to be gone there: only now may it be done again."""
-        self._executed = self._executed or executed
-        if self._executed and self._run.deaths + 1 >= self._engine.settings.max_deaths:
-            await self._poisoned(tell_backend=True)
-            return
-        message = "The run was lost where it ran."
-        # the service may have lost it while ComfyUI still has it
-        await self._again("run_lost", message, died=self._executed, tell_backend=True)
-
-    async def _poisoned(self, *, tell_backend: bool) -> None:
-        message = (
-            f"The process working on this job died {self._engine.settings.max_deaths} times, so it "
-            "is not tried again."
-        )
-        await self._end(JobError(code="poison", message=message), tell_backend=tell_backend)
-
-    async def _overdue(self) -> None:
-        await self._end(deadline_exceeded(), tell_backend=True)
-
-    async def _end(self, error: JobError, *, tell_backend: bool = False) -> None:
-        engine = self._engine
-        await engine.rows.failed(self._run, error, engine.clock.now(), tell_backend=tell_backend)
-        if tell_backend:
-            engine.tell_backends()
-
-    async def _again(
-        self,
-        code: str,
-        message: str,
-        *,
-        failed: bool = False,
-        died: bool = False,
-        tell_backend: bool = False,
-    ) -> None:
-        """Let the next attempt wait, or end the job when this was its last."""
-        engine, run, settings = self._engine, self._run, self._engine.settings
-        error = JobError(code=code, message=message, kind="transient")
-        failures = run.failures + failed
-        if failures >= settings.max_attempts:
-            await self._end(error, tell_backend=tell_backend)
-            return
-        first_s, longest_s = settings.retry_backoff_s, settings.retry_backoff_max_s
-        wait_s = backoff(run.attempt, first_s, longest_s, engine.rng)
-        now = engine.clock.now()
-        await engine.rows.next_attempt(
-            run,
-            error,
-            failures=failures,
-            deaths=run.deaths + died,
-            not_before=now + timedelta(seconds=wait_s),
-            now=now,
-            tell_backend=tell_backend,
-        )
-        engine.placement.wake_in(wait_s)
-        if tell_backend:
-            engine.tell_backends()
 
     async def _backend(self) -> Backend:
         """Where it runs; one that no living gateway can reach is waited for like a silent one."""
@@ -371,11 +234,6 @@ class _Drive:
         return self._run.deadline_at - self._engine.clock.now()
 
 
-def deadline_exceeded() -> JobError:
-    """Why a job ends that took longer than it may."""
-    return JobError(code="deadline_exceeded", message="The job was not done before its deadline.")
-
-
 async def _forget(backend: Backend, run: Run) -> None:
     # those who wait for the job are answered first
     await asyncio.sleep(FORGET_AFTER_S)
@@ -385,3 +243,11 @@ async def _forget(backend: Backend, run: Run) -> None:
         _log.info("run %s: %s was not told to forget it: %s", run.id, backend.name, error)
     except Exception:  # noqa: BLE001  # the job is done: whatever it raises changes nothing
         _log.info("run %s: %s was not told to forget it", run.id, backend.name, exc_info=True)
+
+
+async def _remove_read(files: RunFiles, run: Run) -> None:
+    try:
+        await files.remove_read(run)
+    except StorageError as error:
+        # the search for files of nobody finds them
+        _log.info("run %s: the files it has read stay: %s", run.id, error)

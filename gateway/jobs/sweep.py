@@ -13,15 +13,18 @@ from datetime import datetime, timedelta
 from gateway.clock import Clock
 from gateway.db import Database, DatabaseUnavailable
 from gateway.db.jobs import JobRows
+from gateway.db.pictures import PictureRows
 from gateway.db.sweeps import SweepRows
 from gateway.job import INPUTS_PREFIX
 from gateway.jobs.files import RunFiles
+from gateway.pictures import PICTURE_PREFIXES
 from gateway.storage.base import ListedFile, Storage, StorageError
 
 _log = logging.getLogger(__name__)
 
 KEYS_KEPT = timedelta(hours=24)
 WEBHOOK_EVENTS_KEPT = timedelta(days=30)
+_PICTURES = tuple(f"{prefix}/" for prefix in PICTURE_PREFIXES.values())
 ORPHAN_AFTER = timedelta(hours=1)
 """Age below which a file nobody owns, or an upload that broke off, is let alone."""
 
@@ -61,6 +64,7 @@ class Sweep:
     ) -> None:
         self._rows = SweepRows(db)
         self._jobs = JobRows(db)
+        self._pictures = PictureRows(db)
         self._storage = storage
         self._files = files
         self._retention = retention
@@ -142,11 +146,15 @@ class Sweep:
         Those of ended jobs that are no result of theirs. Of a job that is not known the files go
         only with the age at which any file goes: a database restored from an old copy, or a new
         one beside old files, must not cost anybody's results. What came inside a call is no
-        result: without its job it goes at once.
+        result: without its job it goes at once, and so does a picture without template or style.
         """
         old = [file for file in page if file.written_at < now - ORPHAN_AFTER]
-        if not old:
-            return []
+        pictures = {file.key for file in old if file.key.startswith(_PICTURES)}
+        unused = pictures - await self._pictures.among(pictures) if pictures else set[str]()
+        old = [file for file in old if file.key not in pictures]
+        return [*unused, *(await self._of_no_job(old, now) if old else ())]
+
+    async def _of_no_job(self, old: Sequence[ListedFile], now: datetime) -> list[str]:
         known = await self._rows.known(
             {_job_of(file.key) for file in old}, ended_before=now - ORPHAN_AFTER
         )

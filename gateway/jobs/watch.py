@@ -78,7 +78,9 @@ class Story:
         return ()
 
     def _added(self, events: Sequence[JobEvent]) -> Sequence[JobEvent]:
-        self._n, self._fraction = events[-1].n, 0.0
+        self._n = events[-1].n
+        if any(event.type == "retrying" for event in events):
+            self._fraction = 0.0
         # an entry may follow the end: that the files were removed, long after
         self._ended = any(event.type in JOB_TERMINAL for event in events)
         return events
@@ -94,7 +96,8 @@ class Story:
     def _passing(self) -> Iterator[JobEvent]:
         """What is told and not stored, as far as it is news: progress and preview."""
         progress, preview = self._listener.take_progress(), self._listener.take_preview()
-        if progress is not None:
+        # a message of another gateway may have been overtaken by the rows
+        if progress is not None and progress.fraction >= self._fraction:
             self._fraction = progress.fraction
             data: dict[str, Any] = {
                 "fraction": progress.fraction,

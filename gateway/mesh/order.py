@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 Unit = Literal["mm", "cm", "m", "in", "ft"]
 MeshFormat = Literal["glb", "stl", "obj", "obj_zip", "3mf"]
@@ -20,7 +21,7 @@ MEDIA_TYPES: dict[MeshFormat, str] = {
     "3mf": "model/3mf",
 }
 
-Length = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+Length = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,17 +69,20 @@ class Normalise(_Frozen):
 class TargetDimensions(_Frozen):
     """Lengths along glTF's axes (y is up); at least one of them."""
 
-    x: Length | None = None
-    y: Length | None = None
-    z: Length | None = None
+    x: Length | None = Field(default=None, description="Width.")
+    y: Length | None = Field(default=None, description="Height.")
+    z: Length | None = Field(default=None, description="Depth.")
     unit: Unit
-    mode: Literal["fit", "stretch"] = "fit"
-    """fit: all axes alike, until the given ones bound the model; stretch: each given axis alone."""
+    mode: Literal["fit", "stretch"] = Field(
+        default="fit",
+        description="`fit` scales all axes alike, until the given ones bound the model; `stretch` "
+        "gives each given axis its length and leaves the others.",
+    )
 
     @model_validator(mode="after")
     def _some_axis(self) -> Self:
         if self.x is None and self.y is None and self.z is None:
-            raise ValueError("give at least one of x, y and z")
+            raise PydanticCustomError("no_axis", "give at least one of x, y and z")
         return self
 
     def metres(self) -> tuple[float | None, float | None, float | None]:

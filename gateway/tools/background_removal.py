@@ -4,10 +4,10 @@ from pydantic import BaseModel, Field
 
 from gateway.examples import MUG
 from gateway.media import ImageUrl
-from gateway.tool import Tool, ToolParams, ToolResult
+from gateway.tool import CutoutParams, Tool, ToolResult
 
 
-class BackgroundRemovalParams(ToolParams):
+class BackgroundRemovalParams(CutoutParams):
     """Parameters of `POST /api/background-removal`."""
 
     image_url: ImageUrl = Field(description="The picture to cut the foreground out of.")
@@ -27,7 +27,7 @@ class BackgroundRemovalResult(ToolResult):
 BACKGROUND_REMOVAL = Tool(
     name="background-removal",
     summary="Remove a picture's background",
-    description="Cuts the foreground out: a PNG of the same size with a transparent background.",
+    description="Cuts the foreground out: a picture of the same size with nothing behind it.",
     path="/api/background-removal",
     files_path="/api/cutouts",
     prefix="cutouts",

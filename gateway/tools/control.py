@@ -6,16 +6,19 @@ from pydantic import BaseModel, Field
 
 from gateway.examples import MUG
 from gateway.media import DECIMAL, ImageUrl, Prompt, Seed, Side
-from gateway.tool import Tool, ToolParams, ToolResult
+from gateway.tool import PictureParams, Tool, ToolResult
 
 _VARIANTS = {"depth": "z-image-turbo-depth", "pose": "z-image-turbo-pose"}
 """What is read off the picture by a model of its own is a workflow of its own."""
 
 
-class ControlParams(ToolParams):
+class ControlParams(PictureParams):
     """Parameters of `POST /api/control`."""
 
-    image_url: ImageUrl = Field(description="The picture that guides.")
+    image_url: ImageUrl = Field(
+        description="The picture that guides; at most 4 times as long as wide, unless `width` and "
+        "`height` are given."
+    )
     control: Literal["canny", "depth", "pose", "ready"] = Field(
         default="canny",
         description="What of it guides: its edges, its depth, the poses in it, or `ready`: it is a "

@@ -7,15 +7,15 @@ from pydantic import BaseModel, Field, JsonValue, ValidationInfo, field_validato
 from pydantic_core import PydanticCustomError
 
 from gateway.media import DECIMAL, WHOLE, NegativePrompt, Prompt, Seed, Side, VariantName
-from gateway.tool import LoraParams, LoraUse, Tool, ToolResult
+from gateway.tool import LoraParams, LoraUse, PictureParams, Tool, ToolResult
 
 _SIDES = (("width", 1024), ("height", 1024))
 
 
-class GenerateParams(LoraParams):
+class GenerateParams(LoraParams, PictureParams):
     """Parameters of `POST /api/generate`."""
 
-    OPTIONS: ClassVar[frozenset[str]] = LoraParams.OPTIONS | {"base_model"}
+    OPTIONS: ClassVar[frozenset[str]] = frozenset({"base_model"})
 
     prompt: Prompt = Field(
         description="What the picture shows.",

@@ -6,10 +6,10 @@ from pydantic import BaseModel, Field
 
 from gateway.examples import MUG, WHERE_THE_MUG_IS
 from gateway.media import DECIMAL, WHOLE, ImageUrl, MaskUrl, Prompt, Seed
-from gateway.tool import Tool, ToolParams, ToolResult
+from gateway.tool import PictureParams, Tool, ToolResult
 
 
-class InpaintParams(ToolParams):
+class InpaintParams(PictureParams):
     """Parameters of `POST /api/inpaint`."""
 
     scene_url: ImageUrl = Field(

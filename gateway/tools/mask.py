@@ -6,10 +6,10 @@ from pydantic import BaseModel, Field
 
 from gateway.examples import MUG
 from gateway.media import DECIMAL, WHOLE, ImageUrl, Label, Seed
-from gateway.tool import Tool, ToolParams, ToolResult
+from gateway.tool import FileParams, Tool, ToolResult
 
 
-class MaskParams(ToolParams):
+class MaskParams(FileParams):
     """Parameters of `POST /api/mask`."""
 
     image_url: ImageUrl = Field(description="The picture to look in.")
@@ -27,7 +27,7 @@ class MaskParams(ToolParams):
     mask_blur: Annotated[float, Field(ge=0, le=100), DECIMAL] = Field(
         default=50,
         description="How softly the mask ends: the blur's sigma in pixels, 0 for a hard edge. The "
-        "thing itself stays solid.",
+        "thing itself stays solid. A small picture may take less; the value used is reported.",
     )
 
 

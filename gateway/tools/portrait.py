@@ -6,10 +6,10 @@ from pydantic import BaseModel, Field
 
 from gateway.examples import MUG
 from gateway.media import WHOLE, ImageUrl, Prompt, Seed, Side
-from gateway.tool import Tool, ToolParams, ToolResult
+from gateway.tool import PictureParams, StyledParams, Tool, ToolResult
 
 
-class PortraitParams(ToolParams):
+class PortraitParams(StyledParams, PictureParams):
     """Parameters of `POST /api/portrait`."""
 
     face_images: tuple[ImageUrl, ...] = Field(
@@ -35,7 +35,8 @@ class PortraitParams(ToolParams):
 class UsedPortraitParams(BaseModel):
     """Every value really used."""
 
-    prompt: str
+    prompt: str = Field(description="As sent, without the words of the style.")
+    styleId: str | None  # noqa: N815  # the name existing clients read
     width: int
     height: int
     num_images: int
@@ -68,6 +69,11 @@ PORTRAIT = Tool(
         "one picture": {
             "face_images": [MUG],
             "prompt": "a studio portrait of the person in image 1, soft light, grey backdrop",
+        },
+        "in a style": {
+            "face_images": [MUG],
+            "prompt": "the person in image 1, head and shoulders",
+            "styleId": "watercolor",
         },
     },
 )

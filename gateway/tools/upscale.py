@@ -6,13 +6,13 @@ from pydantic import BaseModel, Field
 
 from gateway.examples import MUG
 from gateway.media import ImageUrl
-from gateway.tool import Tool, ToolParams, ToolResult
+from gateway.tool import PictureParams, Tool, ToolResult
 
 
-class UpscaleParams(ToolParams):
+class UpscaleParams(PictureParams):
     """Parameters of `POST /api/upscale`."""
 
-    image_url: ImageUrl = Field(description="The picture to enlarge.")
+    image_url: ImageUrl = Field(description="The picture to enlarge, to at most 80 megapixels.")
     scale: Literal[2, 4] = Field(default=2, description="How many times as wide and as high.")
 
 

@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from gateway.examples import MUG
 from gateway.media import WHOLE, ImageUrl, Prompt, Seed, multiple_of
-from gateway.tool import Tool, ToolParams, ToolResult
+from gateway.tool import FileParams, Tool, ToolResult
 
 VideoSide = Annotated[
     int,
@@ -30,7 +30,7 @@ def _four_n_plus_one(length: int) -> int:
     return length
 
 
-class VideoParams(ToolParams):
+class VideoParams(FileParams):
     """Parameters of `POST /api/video`."""
 
     image_url: ImageUrl = Field(description="The first frame; cropped to the size asked for.")

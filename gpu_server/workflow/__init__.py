@@ -8,10 +8,12 @@ from gpu_server.graph_check import Graph
 from gpu_server.workflow.bind import BoundGraph, ParamError
 from gpu_server.workflow.graph import WorkflowError
 from gpu_server.workflow.manifest import Limits, Manifest, ModelRequirement, Output
+from gpu_server.workflow.pictures import Misfit, Size, Sizes, UnfitPicture, look_at
 from gpu_server.workflow.surgery import fill
 from gpu_server.workflow.workflow import (
     Workflow,
     check,
+    content_digest,
     digest_of,
     load_workflows,
     make_workflow,
@@ -22,14 +24,20 @@ __all__ = [
     "Graph",
     "Limits",
     "Manifest",
+    "Misfit",
     "ModelRequirement",
     "Output",
     "ParamError",
+    "Size",
+    "Sizes",
+    "UnfitPicture",
     "Workflow",
     "WorkflowError",
     "check",
+    "content_digest",
     "digest_of",
     "fill",
     "load_workflows",
+    "look_at",
     "make_workflow",
 ]

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from gpu_server.workflow.graph import Graph, is_link, resolve
 from gpu_server.workflow.manifest import Chain, Change, Manifest, Param, Target
 from gpu_server.workflow.node_specs import ObjectInfo, input_spec
+from gpu_server.workflow.pictures import Sizes, lowered
 from gpu_server.workflow.surgery import apply_changes, bypass_group, fill, prune, repeat_group
 from gpu_server.workflow.values import (
     MAX_SEED,
@@ -91,11 +92,13 @@ def bind(
     run_id: str,
     object_info: ObjectInfo,
     uploads: Mapping[str, Sequence[str]] | None = None,
+    sizes: Sizes | None = None,
     seed: Callable[[], int] = draw_seed,
 ) -> BoundGraph:
     """Make the graph of one run.
 
-    `uploads` holds, per parameter, the names ComfyUI gave the uploaded files.
+    `uploads` holds, per parameter, the names ComfyUI gave the uploaded files, `sizes` those of the
+    pictures among them.
     Raises ParamError when a value does not fit, WorkflowError when the manifest does not.
     """
     given = {k: v for k, v in params.items() if v is not None}
@@ -104,10 +107,7 @@ def bind(
     # Inputs are only ever replaced, never changed in place: copying one level down is enough.
     copied: Graph = {i: {**n, "inputs": dict(n["inputs"])} for i, n in graph.items()}
     binder = _Binder(copied, object_info)
-    for address, value in manifest.fixed.items():
-        node, name = resolve(binder.graph, address)
-        text = value.replace("{run_id}", run_id) if isinstance(value, str) else value
-        binder.graph[node]["inputs"][name] = text
+    binder.fixed(manifest.fixed, run_id)
     used: dict[str, JsonValue] = {}
     for name, param in manifest.params.items():
         if param.chain is not None:
@@ -118,6 +118,7 @@ def bind(
         value = given.get(name)
         if value is None and param.seed:
             value = seed()
+        value = _lowered(graph, param, value, sizes or {})
         used[name] = default_of(graph, param) if value is None else binder.value(name, param, value)
         if value is None and param.absent is not None:
             binder.changes.append(param.absent)
@@ -132,6 +133,12 @@ def bind(
                 used[name] = found
     prune(binder.graph, [o.node for o in manifest.outputs.values()])
     return BoundGraph(graph=fill(binder.graph, object_info), params=used)
+
+
+def _lowered(graph: Graph, param: Param, value: JsonValue, sizes: Sizes) -> JsonValue:
+    if param.within is None:
+        return value
+    return lowered(param.within, default_of(graph, param) if value is None else value, sizes)
 
 
 def check_names(manifest: Manifest, given: Collection[str], files: Collection[str]) -> None:
@@ -159,6 +166,13 @@ class _Binder:
         self.changes: list[Change] = []
         """What the values given, and those left out, do to inputs and nodes."""
         self._info = object_info
+
+    def fixed(self, values: Mapping[str, str | int | float | bool], run_id: str) -> None:
+        """Set what no parameter decides."""
+        for address, value in values.items():
+            node, name = resolve(self.graph, address)
+            text = value.replace("{run_id}", run_id) if isinstance(value, str) else value
+            self.graph[node]["inputs"][name] = text
 
     def value(self, name: str, param: Param, value: JsonValue) -> JsonValue:
         """Apply one value; returns the value really used."""

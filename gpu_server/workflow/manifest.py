@@ -7,6 +7,8 @@ from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from gpu_server.workflow.param_schema import ParamSchema
+
 PREFIX_ROOT = "jobs/{run_id}/"
 """Every file prefix begins with this, so that a run's files lie in a folder of their own."""
 
@@ -57,6 +59,33 @@ class Limits(Closed):
     minimum: float | None = None
     maximum: float | None = None
     multiple_of: float | None = Field(default=None, gt=0)
+
+
+class Within(Closed):
+    """A bound that grows with a picture; what is above it is lowered to it, and so reported.
+
+    It is `scale` times the picture's shorter side, plus `offset`, rounded down; at least 0.
+    """
+
+    picture: str
+    """The parameter that is the picture."""
+    scale: float = Field(gt=0)
+    offset: float = 0
+
+
+class PictureRule(Closed):
+    """Which sizes of a picture fit; checked before anything is queued."""
+
+    max_ratio: float | None = Field(default=None, ge=1)
+    """Longest side in shortest sides."""
+    unless: tuple[str, ...] = ()
+    """Parameters that, all of them given, make `max_ratio` needless."""
+    max_pixels: int | None = Field(default=None, ge=1)
+    """Of what it becomes where `enlarged` says so."""
+    enlarged: str | None = None
+    """The parameter that holds how many times as wide and as high it becomes."""
+    same_size_as: str | None = None
+    """The parameter whose picture it lies over."""
 
 
 class Target(Closed):
@@ -163,7 +192,7 @@ class Param(Closed):
     required: bool = False
     seed: bool = False
     """Drawn at random when absent; always reported."""
-    upload: Literal["image", "mask", "audio", "video"] | None = None
+    upload: Literal["image", "mask", "audio", "video", "model"] | None = None
     """The value is a file, uploaded to ComfyUI; the graph gets the name ComfyUI returned."""
     choices: ModelFolder | None = None
     """The value must be an installed file of this folder."""
@@ -171,9 +200,18 @@ class Param(Closed):
     items: tuple[Item, ...] = ()
     """Places for a list of files, each with its own absence."""
     limits: Limits | None = None
+    within: Within | None = None
+    picture: PictureRule | None = None
     absent: Absent | None = None
     when: Annotated[tuple[Case, ...], BeforeValidator(_several)] = ()
     """Values that change the graph. Without `bind` these are the only values taken."""
+    json_schema: ParamSchema | None = Field(default=None, alias="schema")
+    """What it takes, in a caller's own workflow; bundled ones have their tool's parameters."""
+
+    @property
+    def is_picture(self) -> bool:
+        """Its files are pictures."""
+        return self.upload in {"image", "mask"}
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -215,6 +253,14 @@ class Param(Closed):
             raise ValueError("two cases of when have the same value")
         return self
 
+    @model_validator(mode="after")
+    def _pictures_are_meant(self) -> "Param":
+        if self.picture is not None and not self.is_picture:
+            raise ValueError("picture is about an uploaded image or mask")
+        if self.within is not None and self.limits is None:
+            raise ValueError("within narrows limits: it needs them")
+        return self
+
 
 class Output(Closed):
     """What a run delivers under one name."""
@@ -253,4 +299,17 @@ class Manifest(Closed):
         for name, output in self.outputs.items():
             if isinstance(output.max, str) and output.max not in self.params:
                 raise ValueError(f"outputs.{name}.max names no parameter: {output.max}")
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_are_known(self) -> "Manifest":
+        pictures = {name for name, param in self.params.items() if param.is_picture}
+        for name, param in self.params.items():
+            rule, within = param.picture or PictureRule(), param.within
+            read = [rule.same_size_as, within.picture if within else None]
+            values = [rule.enlarged, *rule.unless]
+            known = [each in pictures for each in read if each is not None]
+            known += [each in self.params.keys() - pictures for each in values if each is not None]
+            if not all(known):
+                raise ValueError(f"params.{name} compares with a parameter that is none")
         return self

@@ -10,6 +10,7 @@ from gpu_server.workflow.bind import ParamError, bind
 from gpu_server.workflow.graph import Graph, WorkflowError, is_link, links, resolve
 from gpu_server.workflow.manifest import Limits, Manifest, ModelRequirement, Param
 from gpu_server.workflow.node_specs import ObjectInfo, input_spec, node_spec, types_fit
+from gpu_server.workflow.sources import missing_class, missing_file, names_a_model
 from gpu_server.workflow.surgery import prune
 
 Chosen = dict[tuple[str, str], Param]
@@ -28,13 +29,16 @@ def check_against(graph: Graph, manifest: Manifest, object_info: ObjectInfo) -> 
     used = dict(graph)
     prune(used, [o.node for o in manifest.outputs.values()])
     classes = _missing_classes(used, manifest, object_info)
-    if classes:
-        # Without the classes nothing else can be judged.
-        return classes
     chosen = _chosen(graph, manifest)
-    found = [
+    values = [
         *_models(used, chosen, manifest, object_info),
         *_literals(used, chosen, manifest, object_info),
+    ]
+    if classes:
+        # Without the classes only files can be judged.
+        return [*classes, *(each for each in values if each.kind == "model")]
+    found = [
+        *values,
         *_links(used, object_info),
         *_bindings(graph, used, manifest, object_info),
         *_outputs(graph, manifest, object_info),
@@ -50,8 +54,7 @@ def _missing_classes(graph: Graph, manifest: Manifest, object_info: ObjectInfo) 
     lacking = sorted({str(n["class_type"]) for n in graph.values()} - set(object_info))
     packs = ", ".join(p.cnr_id for p in manifest.packs)
     oldest = manifest.comfyui.min if manifest.comfyui else None
-    hint = f"custom nodes: {packs}" if packs else f"needs ComfyUI {oldest} or newer"
-    return [Missing(kind="node", name=name, detail=hint) for name in lacking]
+    return [missing_class(name, packs=packs, oldest=oldest) for name in lacking]
 
 
 def _models(
@@ -87,7 +90,7 @@ def _chosen(graph: Graph, manifest: Manifest) -> Chosen:
     """Inputs whose literal only stands in for an installed file that the caller chooses."""
     found: Chosen = {}
     for param in manifest.params.values():
-        if param.choices is not None or param.upload is not None:
+        if (param.choices is not None and param.required) or param.upload is not None:
             found |= {resolve(graph, t.to): param for t in param.targets}
         if param.chain is not None:
             for to, key in param.chain.set.items():
@@ -119,10 +122,13 @@ def _literals(
                     directory=param.choices,
                     detail=f"no file is installed in {param.choices}",
                 )
-            if param is not None or is_link(value) or value in models:
+            if param is not None or is_link(value) or (isinstance(value, str) and value in models):
                 continue
             if entry.type == "COMBO" and entry.choices is not None and value not in entry.choices:
-                yield _invalid(place, f"this ComfyUI does not offer {value!r}")
+                if names_a_model(value):
+                    yield missing_file(node["class_type"], entry.name, str(value))
+                else:
+                    yield _invalid(place, f"this ComfyUI does not offer {value!r}")
 
 
 def _links(graph: Graph, object_info: ObjectInfo) -> Iterator[Missing]:

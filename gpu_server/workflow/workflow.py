@@ -14,6 +14,7 @@ from gpu_server.workflow.bind import BoundGraph, bind, check_names, choices_of, 
 from gpu_server.workflow.graph import Graph, WorkflowError, parse_graph
 from gpu_server.workflow.manifest import Limits, Manifest, ModelRequirement, Output
 from gpu_server.workflow.node_specs import ObjectInfo
+from gpu_server.workflow.pictures import Misfit, Sizes, misfits
 from gpu_server.workflow.readiness import check_against
 from gpu_server.workflow.static_check import check_static
 
@@ -95,6 +96,7 @@ class Workflow:
         run_id: str,
         object_info: ObjectInfo,
         uploads: Mapping[str, Sequence[str]] | None = None,
+        sizes: Sizes | None = None,
     ) -> BoundGraph:
         """Make the graph of one run; raises ParamError when a value does not fit."""
         return bind(
@@ -104,7 +106,12 @@ class Workflow:
             run_id=run_id,
             object_info=object_info,
             uploads=uploads,
+            sizes=sizes,
         )
+
+    def misfits(self, params: Mapping[str, JsonValue], sizes: Sizes) -> list[Misfit]:
+        """Find the pictures whose size is known and does not fit."""
+        return list(misfits(self.manifest, {**self.defaults, **params}, sizes))
 
 
 def make_workflow(name: str, graph: JsonValue, manifest: JsonValue, *, digest: str) -> Workflow:
@@ -123,6 +130,15 @@ def make_workflow(name: str, graph: JsonValue, manifest: JsonValue, *, digest: s
 def digest_of(graph_file: bytes, manifest_file: bytes) -> str:
     """Name the content of a workflow's two files."""
     return hashlib.sha256(graph_file + b"\0" + manifest_file).hexdigest()
+
+
+def content_digest(graph: JsonValue, manifest: JsonValue) -> str:
+    """Name the content of a workflow that is in no files: the same on both sides of the wire."""
+    return digest_of(_canonical(graph), _canonical(manifest))
+
+
+def _canonical(part: JsonValue) -> bytes:
+    return json.dumps(part, sort_keys=True).encode()
 
 
 def load_workflows(

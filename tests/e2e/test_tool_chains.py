@@ -9,6 +9,7 @@ from typing import Any
 import av
 import httpx
 import pytest
+import trimesh
 from PIL import Image, ImageChops
 
 from gateway.examples import MUG
@@ -49,6 +50,12 @@ def test_the_product_story_runs_by_curl_alone(stack: Stack, tmp_path: Path) -> N
             assert found.size == (768, 512)
     with av.open(str(tmp_path / "video.mp4")) as video:
         assert sum(1 for _ in video.decode(video=0)) == 17
+    model, printable = (trimesh.load_scene(tmp_path / f"{n}.glb") for n in ("model", "printable"))
+    assert max(model.extents) == pytest.approx(1, rel=1e-6)
+    assert printable.extents[1] == pytest.approx(0.1, rel=1e-6)
+    assert max(printable.extents / model.extents) == pytest.approx(
+        min(printable.extents / model.extents), rel=1e-5
+    )
 
 
 def test_inpainting_leaves_what_is_not_masked_as_it_was(client: httpx.Client) -> None:

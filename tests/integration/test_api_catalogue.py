@@ -179,7 +179,7 @@ async def test_a_wrong_call_by_mode_names_its_field(
     assert answer.status_code == 422, answer.text
     assert answer.json()["errors"][0]["field"] == field
     if field == "mode":
-        assert "use one of cutout, free, guided" in answer.json()["detail"]
+        assert "use one of concept, cutout, edit, free" in answer.json()["detail"]
 
 
 async def test_a_call_by_mode_may_have_only_what_some_mode_takes(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Calls that name files, through the app, over real jobs, database and storage."""
 
 import asyncio
+import base64
 import functools
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
@@ -229,6 +230,49 @@ async def test_a_call_that_is_not_taken_leaves_no_file(tmp_path: Path, with_inve
         refused = await served.http.post("/api/batches", json=batch)
         assert (refused.status_code, refused.json()["code"]) == (429, "queue_full"), refused.text
         assert await kept(served) == before
+
+
+async def test_pictures_whose_size_is_known_and_does_not_fit_are_refused_at_once(
+    tmp_path: Path,
+) -> None:
+    async with gateway(tmp_path / "workspace") as served:
+
+        async def errors(path: str, **params: Any) -> list[tuple[str, str]]:
+            answer = await served.http.post(path, json=params)
+            assert answer.status_code == 422, answer.text
+            return [(error["field"], error["code"]) for error in answer.json()["errors"]]
+
+        made = (await served.http.post("/api/generate", json=SMALL)).json()
+        small, mug = data_uri(picture(size=(32, 16))), data_uri(picture())
+        wrong = [("mask_url", "wrong_size")]
+        for scene, mask in ((made["image_url"], small), (small, made["image_url"])):
+            params = {"scene_url": scene, "mask_url": mask, "reference_url": mug}
+            assert await errors("/api/inpaint", **params) == wrong
+        long = data_uri(picture(size=(90, 10)))
+        assert await errors("/api/control", image_url=long, prompt="x") == [
+            ("image_url", "wrong_size")
+        ]
+        large = data_uri(picture(size=(2600, 2000)))
+        assert await errors("/api/upscale", image_url=large, scale=4) == [
+            ("image_url", "too_large")
+        ]
+        assert await kept(served) == set()
+        fitting = {"scene_url": small, "mask_url": small, "reference_url": mug}
+        assert (await served.http.post("/api/inpaint", json=fitting)).status_code == 200
+
+
+async def test_pictures_by_mode_may_have_their_lines_broken(tmp_path: Path) -> None:
+    async with gateway(tmp_path / "workspace", max_image_size_mb=1) as served:
+        data = picture() + bytes(MEBIBYTE - len(picture()))
+        text = base64.encodebytes(data).decode()
+        faces = {"mode": "portrait", "prompt": "x", "face_images": [text]}
+        answer = await served.http.post("/generate", json=faces)
+        assert answer.status_code == 200, answer.text
+        faces["face_images"] = [base64.encodebytes(data + b"x").decode()]
+        answer = await served.http.post("/generate", json=faces)
+        assert [(e["field"], e["code"]) for e in answer.json()["errors"]] == [
+            ("face_images.0", "too_large")
+        ]
 
 
 async def test_many_calls_with_files_at_once_each_keep_their_own(served: Gateway) -> None:

@@ -360,7 +360,8 @@ async def test_a_large_file_does_not_grow_the_service(gpu: Gpu, slots: Slots, st
         await asyncio.sleep(0.02)
     status = await ending
     assert status["state"] == "completed", str(status)
-    assert status["outputs"][0]["bytes"] >= size
+    # the texts in it were left out
+    assert size - 64 * 1024 < status["outputs"][0]["bytes"] <= size
     assert slots.taken["/large/images/0"].sha256 == status["outputs"][0]["sha256"]
     assert highest - before < 64 * 1024**2
 

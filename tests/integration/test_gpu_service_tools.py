@@ -15,7 +15,7 @@ from tests.support.stack import Stack
 
 MEDIA_TYPES = {"image": "image/png", "video": "video/mp4", "model": "model/gltf-binary"}
 SMALL: dict[str, Json] = {
-    "concept": {"prompt": "a fox", "style_id": "clay", "count": 2},
+    "concept": {"type": "image", "prompt": "a fox", "count": 2},
     "control": {"prompt": "a fox", "width": 256, "height": 256},
     "generate": {"prompt": "a fox", "width": 256, "height": 256, "num_inference_steps": 1},
     "inpaint": {"steps": 1},

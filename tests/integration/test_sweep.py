@@ -19,6 +19,7 @@ from gateway.storage.base import StorageError
 from gateway.storage.local import LocalStorage
 from gpu_server.protocol import Failure
 from tests.support.gateway import PNG, SMALL, Gateway, ScriptedBackend, gateway
+from tests.support.library import bytes_of, form
 from tests.support.receiver import PATIENCE_S, receiver
 
 DAY = timedelta(days=1)
@@ -228,6 +229,20 @@ async def test_what_came_with_a_call_that_became_no_job_goes_soon(place: Place) 
     assert await place.keys() == {key}
     await place.sweep(FOREVER, 2 * HOUR)
     assert await place.keys() == set()
+
+
+async def test_pictures_stay_as_long_as_a_template_or_a_style_has_them(place: Place) -> None:
+    texts = {"name": "Mug", "prompt": "TRIGGER_WORD"}
+    await form(place.served, "POST", "/api/templates", texts, bytes_of("red"))
+    await form(place.served, "PUT", "/api/styles/clay", {}, bytes_of("blue"))
+    kept = await place.keys()
+    for prefix in ("templates", "styles"):
+        await place.leave(f"{prefix}/2026/03/09/01890000-0000-7000-8000-000000000000/a.png")
+    await place.sweep(MONTH, timedelta(minutes=30))
+    assert len(await place.keys()) == 4
+    await place.sweep(MONTH, 400 * DAY)
+    assert await place.keys() == kept
+    assert len(kept) == 2
 
 
 async def test_what_came_with_a_call_stays_until_its_job_has_ended(tmp_path: Path) -> None:

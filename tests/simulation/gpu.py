@@ -3,7 +3,7 @@
 import asyncio
 import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from gateway.backends.base import Order
 from gateway.job import Produced
@@ -28,6 +28,7 @@ class Execution:
 
     run_id: str
     job_id: str
+    stage: int
     service: str
     began: float
     fate: Fate = "running"
@@ -154,11 +155,13 @@ class GpuService:
             run.execution = Execution(
                 run_id=order.run_id,
                 job_id=str(order.call.params["job"]),
+                stage=cast("int", order.call.params["stage"]),
                 service=self.name,
                 began=self.world.loop.time(),
             )
             self.world.trace(f"{self.name} run {order.run_id[:8]} executes")
             self.world.judge.execution_began(run.execution)
+            self.world.judge.reads(run.execution, order)
             seconds = HANG_S if self._strikes("hang", 0.3) else self._rng.choice((0.05, 1, 5))
             steps = self._rng.randint(1, 4)
             for step in range(steps):

@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from gateway.backends.base import Order
 from gateway.job import JOB_TERMINAL, RUN_TERMINAL
 from tests.simulation.gpu import Execution
 from tests.simulation.ledger import JobBook
 from tests.simulation.process import PROCESS
+from tests.simulation.store import content
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -23,6 +25,8 @@ class Judge:
     def __init__(self, world: "World") -> None:
         self._world = world
         self.executions: dict[str, list[Execution]] = {}
+        self.stages: dict[str, int] = {}
+        """How many stages each job has."""
         self._silent_since: dict[tuple[str, str], float] = {}
         """By gateway and run."""
         self._given_up: set[str] = set()
@@ -75,8 +79,8 @@ class Judge:
 
     def execution_began(self, execution: Execution) -> None:
         """A run begins to execute: the GPU's time is being spent."""
-        earlier = self.executions.setdefault(execution.job_id, [])
-        for other in earlier:
+        every = self.executions.setdefault(execution.job_id, [])
+        for other in (other for other in every if other.stage == execution.stage):
             excused = (
                 other.fate in ("lost", "transient", "spoiled")
                 # begun by a start that nobody saw answered, and stopped before the next one
@@ -90,8 +94,29 @@ class Judge:
                     f"job {execution.job_id[:8]} executes again as run {execution.run_id[:8]} "
                     f"although run {other.run_id[:8]} is {other.fate}"
                 )
-        earlier.append(execution)
+        every.append(execution)
         self._world.executions += 1
+
+    def reads(self, execution: Execution, order: Order) -> None:
+        """A stage begins: the one before is done, and its file is there as it was made."""
+        book = self._world.ledger.jobs[execution.job_id]
+        runs = self._world.ledger.runs.values()
+        done = {
+            run["stage"]: run["id"]
+            for run in runs
+            if run["job_id"] == execution.job_id and run["state"] == "delivered"
+        }
+        if book.ended_at is not None or book.deleted or execution.stage in done:
+            # a start that comes too late: what it would read may have gone
+            return
+        name = f"job {execution.job_id[:8]}: stage {execution.stage}"
+        if sorted(done) != list(range(execution.stage)):
+            self._world.breach(f"{name} executes after {sorted(done)}")
+        for files in order.inputs.values():
+            made = content(f"{done.get(execution.stage - 1)} image/0")
+            found = [self._world.store.at(file.url) for file in files]
+            if found != [made] or [file.sha256 for file in files] != [made.sha256]:
+                self._world.breach(f"{name} reads {found}, the stage before made {made}")
 
     def execution_ended(self, execution: Execution) -> None:
         """It ended, in whatever way: an ended job's must have been stopped in time."""
@@ -110,19 +135,18 @@ class Judge:
             )
 
     def completed(self, job_id: str, book: JobBook, runs: list[dict[str, Any]]) -> None:
-        """A job is completed: its files are those of one run, whole and in place."""
+        """A job is completed: each stage once, the last one's files whole and in place."""
         name = f"job {job_id[:8]}"
-        delivered = [run["id"] for run in runs if run["state"] == "delivered"]
-        if len(delivered) != 1:
-            self._world.breach(f"{name} is completed with {len(delivered)} delivered runs")
+        delivered = sorted((run["stage"], run["id"]) for run in runs if run["state"] == "delivered")
+        if [stage for stage, _ in delivered] != list(range(self.stages[job_id])):
+            self._world.breach(f"{name} is completed with the delivered runs {delivered}")
             return
-        made = next(
-            (e for e in reversed(self.executions.get(job_id, [])) if e.run_id == delivered[0]),
-            None,
-        )
-        if made is None:
-            self._world.breach(f"{name} is completed by run {delivered[0][:8]} that never executed")
-            return
+        executed = {e.run_id: e for e in self.executions.get(job_id, [])}
+        for _, run_id in delivered:
+            if run_id not in executed:
+                self._world.breach(f"{name} is completed by run {run_id[:8]} that never executed")
+                return
+        made = executed[delivered[-1][1]]
         told = {f"{file['output']}/{file['n']}": file["sha256"] for file in book.artifacts}
         if told != {slot: data.sha256 for slot, data in made.files.items()}:
             self._world.breach(f"{name} stores other files than its run made: {told}")

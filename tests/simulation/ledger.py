@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 _LOGGED = {
     "jobs": ("id", "status", "progress", "events", "outcome", "error_code", "finished_at",
              "webhook_url", "batch_id"),
-    "runs": ("id", "job_id", "attempt", "state", "backend", "reference", "produced", "owner",
-             "epoch", "deaths", "failures"),
+    "runs": ("id", "job_id", "stage", "attempt", "state", "backend", "reference", "produced",
+             "owner", "epoch", "deaths", "failures"),
     "artifacts": ("job_id", "output", "n", "key", "bytes", "sha256"),
     "job_events": ("job_id", "n", "type"),
     "replicas": ("id", "seen"),

@@ -109,7 +109,7 @@ def draw(seed: int) -> Plan:
         capacities=tuple(rng.randint(1, 2) for _ in range(rng.choice((1, 2, 2, 3)))),
         span_s=rng.choice((3, 10, 30)) if big else rng.choice((0.5, 3, 8)),
         burst=rng.random() < 0.3,
-        deadline_s=90 if big else 20 if "hang" in faults else 45,
+        deadline_s=90 if big else 20 if "hang" in faults else 90,
         crashes=tuple(_crashes(rng, faults) for _ in range(replicas)),
         pauses=tuple(_pauses(rng, faults, lease_s) for _ in range(replicas)),
         slow_database=rng.choice((0, 0.1, 0.5)),

@@ -4,14 +4,16 @@ import asyncio
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Table, bindparam, update
+from sqlalchemy import Table, bindparam, insert, update
 
 from gateway.backends.base import BackendUnreachable, Order, RunLost
 from gateway.db import engine, job_log, jobs, owners, placements, runs, tables
-from gateway.db.records import job_row, to_job
+from gateway.db.records import job_row, micros, to_job
+from gateway.db.waiting import run_after
 from gateway.job import Job, NewJob
 from gateway.jobs import files, placement, runner
 from gateway.storage.base import StoredFile
@@ -261,4 +263,39 @@ def outbox_outside() -> Generator[None]:
         _replaced(engine.Database, "write", in_two_commits),
         _replaced(job_log, "job_ended", later),
     ):
+        yield
+
+
+@_bug
+def stage_outside() -> Generator[None]:
+    """The run of the next stage is written after the commit that ends the one before."""
+
+    async def in_two_commits(self: Any, run: Any, following: Any, *others: Any) -> None:
+        now = others[-1]
+
+        async def end(transaction: Any) -> None:
+            await job_log.move_job(transaction, run.job_id, "processing")
+            done = update(tables.runs).where(tables.runs.c.id == run.id)
+            await transaction.execute(done.values(state="delivered", ended_at=micros(now)))
+
+        async def begin(transaction: Any) -> None:
+            row = run_after(run, following, stage=run.stage + 1, attempt=0, not_before=micros(now))
+            await transaction.execute(insert(tables.runs), row)
+
+        await self._db.write(end)
+        await self._db.write(begin)
+
+    with _replaced(runs.RunRows, "next_stage", in_two_commits):
+        yield
+
+
+@_bug
+def other_file() -> Generator[None]:
+    """The next stage reads the file of another slot than it asked for."""
+    made = files.made_inputs
+
+    def last_one(call: Any, found: Any) -> Any:
+        return made(call, [replace(file, n=0) for file in found])
+
+    with _replaced(runner, "made_inputs", last_one):
         yield

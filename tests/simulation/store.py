@@ -48,6 +48,10 @@ class Store:
         self.files[key] = data
         return True
 
+    def at(self, url: str) -> Content | None:
+        """What a GET of a link finds."""
+        return self.files.get(url.removeprefix("link://").partition("?")[0])
+
     def fails(self) -> bool:
         """Whether the next operation fails."""
         return self.failing and self._rng.random() < 0.5
@@ -65,6 +69,9 @@ class SimulatedStorage:
 
     def slot(self, key: str, lifetime: timedelta) -> str:
         return f"slot://{key}?{self._world.clock.seconds() + lifetime.total_seconds()}"
+
+    def link(self, key: str, lifetime: timedelta) -> str:
+        return f"link://{key}?{self._world.clock.seconds() + lifetime.total_seconds()}"
 
     async def stat(self, key: str) -> StoredFile | None:
         await TURN

@@ -23,6 +23,8 @@ PLANTED = {
     "early-answer": "acknowledged and is not committed",
     "forgotten-cancel": "longer than its job",
     "unverified-files": "is completed but",
+    "stage-outside": "is open with 0 open runs",
+    "other-file": "the stage before made",
 }
 WITHIN = 500
 """What takes a rare order of events is looked for where it can come about."""

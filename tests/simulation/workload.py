@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gateway.db import DatabaseUnavailable
 from gateway.errors import GatewayError
-from gateway.job import JOB_TERMINAL, Call, Job, JobEvent, NewJob
+from gateway.job import JOB_TERMINAL, Call, Job, JobEvent, NewJob, Source
 from gateway.jobs.engine import Jobs
 from gateway.storage.base import StorageError
 from tests.simulation.replica import ConnectionLost, Replica
@@ -74,14 +74,12 @@ class Workload:
 
     def _new_job(self, n: int, rng: random.Random, key: str | None, deadline_s: float) -> NewJob:
         job_id = str(uuid.UUID(int=rng.getrandbits(128), version=4))
-        call = Call(
-            workflow="image",
-            digest="d" * 64,
-            params={"job": job_id},
-            outputs=tuple(f"image/{slot}" for slot in range(rng.choice((1, 1, 3)))),
-            prefix="generated",
-            models=rng.choice(((), ("a",), ("b",))),
-        )
+        stages = rng.choice((1, 1, 1, 2, 3))
+        call: Call | None = None
+        for stage in reversed(range(stages)):
+            call = _stage(job_id, stage, stages, call, rng)
+        assert call is not None
+        self._world.judge.stages[job_id] = stages
         return NewJob(
             id=job_id,
             tool="image",
@@ -297,6 +295,22 @@ class _Progress:
             self._late = False
             return None
         return f"progress went back to {fraction} from {last}"
+
+
+def _stage(job_id: str, stage: int, stages: int, then: Call | None, rng: random.Random) -> Call:
+    """The call of one stage; all but the first read what the one before made."""
+    read = (Source(slot="image/0", media_type="image/png"),)
+    return Call(
+        workflow="image",
+        digest="d" * 64,
+        params={"job": job_id, "stage": stage},
+        outputs=tuple(f"image/{slot}" for slot in range(rng.choice((1, 1, 3)))),
+        prefix="generated",
+        models=rng.choice(((), ("a",), ("b",))),
+        inputs={"picture": read} if stage else {},
+        ends_at=(stage + 1) / stages,
+        then=then,
+    )
 
 
 async def _wait_for(job_id: str, seconds: float, jobs: Jobs) -> Job | None:

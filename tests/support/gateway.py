@@ -12,13 +12,14 @@ from urllib.parse import urlsplit
 
 import httpx
 from fastapi import FastAPI
-from pydantic import SecretStr
+from pydantic import JsonValue, SecretStr
 
 from gateway.api.context import Context
 from gateway.backends.base import Order, Progressed, Readiness, RunFailed, WorkflowReadiness
 from gateway.db import migrate
 from gateway.job import Produced
 from gateway.main import create_app
+from gateway.operations import RESCALE
 from gateway.runtime import build
 from gateway.settings import Settings
 from gateway.storage.local import SLOTS_PATH, LocalStorage
@@ -34,6 +35,16 @@ MISSING = Missing(
     bytes=23_800_000_000,
     license="FLUX.1 [dev] Non-Commercial License",
 )
+_BOX = {"x": 1.0, "y": 1.0, "z": 1.0}
+MEASURED: dict[str, dict[str, JsonValue]] = {
+    RESCALE: {"unit": "m"}
+    | {
+        f"extents_{when}{unit}": dict[str, JsonValue](_BOX)
+        for when in ("before", "after")
+        for unit in ("", "_in_unit")
+    }
+}
+"""What the gateway's own operations report of a mesh, by their names."""
 SMALL = {"prompt": "a mug", "width": 256, "height": 256, "num_inference_steps": 2}
 
 
@@ -99,7 +110,7 @@ class ScriptedBackend:
             )
         yield Produced(
             outputs=tuple(outputs),
-            params=order.call.params,
+            params={**order.call.params, **MEASURED.get(order.call.workflow, {})},
             engine="simulator",
             duration_seconds=0.5,
         )

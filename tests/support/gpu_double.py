@@ -81,6 +81,7 @@ class Double:
     available: bool = True
     readiness: str = "ready"
     token: str = TOKEN
+    protocol: list[str] = field(default_factory=lambda: ["v1"])
 
     def app(self) -> FastAPI:
         app = FastAPI()
@@ -134,7 +135,7 @@ class Double:
             "comfyui_available": self.available,
             "service": "gpu_server",
             "version": "1",
-            "protocol": ["v1"],
+            "protocol": self.protocol,
             "engine": "simulator",
             "capacity": 2,
         }

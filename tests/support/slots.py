@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.support.asgi import serving
 
+_KEPT = 4 * 1024**2
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
@@ -21,7 +22,12 @@ class Taken:
     length: str | None
     count: int
     sha256: str
-    head: bytes
+    content: bytes
+    """Its first megabytes."""
+
+    @property
+    def head(self) -> bytes:
+        return self.content[:64]
 
 
 @dataclass
@@ -60,13 +66,13 @@ class Slots:
 
     async def _take(self, scope: Any, receive: Receive) -> int:
         self.puts += 1
-        digest, count, head = hashlib.sha256(), 0, b""
+        digest, count, content = hashlib.sha256(), 0, bytearray()
         more = True
         while more:
             message = await receive()
             assert message["type"] == "http.request", "the sender broke off"
             chunk = message.get("body", b"")
-            head = head or chunk[:64]
+            content += chunk[: max(0, _KEPT - len(content))]
             digest.update(chunk)
             count += len(chunk)
             more = message.get("more_body", False)
@@ -78,7 +84,7 @@ class Slots:
             length=headers.get("content-length"),
             count=count,
             sha256=digest.hexdigest(),
-            head=head,
+            content=bytes(content),
         )
         return 201
 

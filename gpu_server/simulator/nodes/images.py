@@ -94,6 +94,9 @@ def image_blur(_: Context, *, image: Image, blur_radius: int, sigma: float) -> t
 
 def _blurred(frame: Image, kernel: Mask) -> Image:
     radius = len(kernel) // 2
+    if radius >= min(frame.shape[:2]):
+        message = "Padding size should be less than the corresponding input dimension"
+        raise RuntimeError(message)  # as torch does: it mirrors a picture but once
     values = frame.astype(np.float32)
     for axis in (0, 1):
         margin = [(radius, radius) if axis == other else (0, 0) for other in range(3)]

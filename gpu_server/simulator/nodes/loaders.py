@@ -218,6 +218,8 @@ def load_image(context: Context, *, image: str) -> tuple[Image, Mask]:
                 continue
             frames.append(rgb)
             masks.append(_transparency(frame))
+            if opened.format == "MPO":
+                break  # behind it lie small copies, or the other eye's picture
     return np.stack(frames), np.stack(masks)
 
 

@@ -12,7 +12,7 @@ NAMES = sorted(name for name, w in bundled().items() if w.tool != "generate")
 PARAMS: dict[str, set[str]] = {
     "background-removal": {"image_url"},
     "caption": {"image_url", "detail", "trigger_word"},
-    "concept": {"type", "prompt", "image_url", "style_id", "count", "seed"},
+    "concept": {"type", "prompt", "image_url", "style_image", "count", "seed"},
     "control": {"image_url", "control", "strength", "prompt", "width", "height", "seed"},
     "inpaint": {
         "scene_url",
@@ -26,14 +26,24 @@ PARAMS: dict[str, set[str]] = {
     },
     "mask": {"image_url", "object_name", "seed", "mask_dilation", "mask_blur"},
     "model3d": {"input_image_url", "seed", "target_faces", "texture_size"},
-    "portrait": {"face_images", "prompt", "width", "height", "num_images", "seed"},
+    "portrait": {"face_images", "style_image", "prompt", "width", "height", "num_images", "seed"},
     "upscale": {"image_url", "scale"},
     "video": {"image_url", "prompt", "width", "height", "length", "steps", "seed"},
 }
-FEWER = {"model3d-hunyuan3d21": {"target_faces", "texture_size"}}
+FEWER = {
+    "model3d-hunyuan3d21": {"target_faces", "texture_size"},
+    "portrait-qwen-edit-2511": {"style_image"},
+}
+CONCEPT = {
+    "type": "text",
+    "prompt": "one object, whole and centred, on a plain white background, soft even light",
+    "count": 2,
+}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "caption-qwen3-vl": {"detail": "detailed"},
     "caption-florence2": {"detail": "detailed"},
+    "concept-flux2-klein-4b": CONCEPT,
+    "concept-flux2-klein-9b": CONCEPT,
     "control-z-image-turbo": {"control": "canny", "strength": 1.0},
     "control-z-image-turbo-depth": {"control": "depth", "strength": 1.0},
     "inpaint-flux2-klein-9b": {
@@ -104,7 +114,6 @@ def graph_of(name: str, files: dict[str, int] | None = None, **values: Any) -> d
         ("control-z-image-turbo-depth", {"control": "canny"}),
         ("control-z-image-turbo", {"width": 1000}),
         ("concept-flux2-klein-9b", {"type": "video"}),
-        ("concept-flux2-klein-9b", {"style_id": "unknown"}),
         ("concept-flux2-klein-9b", {"count": 5}),
         ("model3d-trellis2", {"texture_size": 1000}),
         ("model3d-trellis2", {"target_faces": 10}),
@@ -183,21 +192,31 @@ def test_the_size_of_a_guided_picture_is_the_guides_unless_said() -> None:
     assert "12" not in sized
 
 
-def test_a_concept_comes_from_a_picture_when_one_is_sent_and_wanted() -> None:
-    name = "concept-flux2-klein-9b"
-    picture = graph_of(name, {"image_url": 1})
-    assert picture["34"]["positive"] == ["13", 0]
-    for graph in (graph_of(name), graph_of(name, {"image_url": 1}, type="text")):
-        assert graph["34"]["positive"] == ["4", 0]
-        assert graph["34"]["negative"] == ["5", 0]
-        assert {"10", "11", "12"}.isdisjoint(graph)
+@pytest.mark.parametrize("name", ["concept-flux2-klein-4b", "concept-flux2-klein-9b"])
+def test_a_concept_comes_from_a_picture_and_a_style_when_they_are_sent(name: str) -> None:
+    words = graph_of(name)
+    assert (words["34"]["positive"], words["34"]["negative"]) == (["4", 0], ["5", 0])
+    assert {"10", "11", "12", "20", "21", "22"}.isdisjoint(words)
+    picture = graph_of(name, {"image_url": 1}, type="image")
+    assert (picture["34"]["positive"], picture["34"]["negative"]) == (["13", 0], ["14", 0])
+    assert {"20", "21", "22"}.isdisjoint(picture)
+    style = graph_of(name, {"style_image": 1})
+    assert (style["34"]["positive"], style["23"]["conditioning"]) == (["23", 0], ["4", 0])
+    assert (style["34"]["negative"], style["24"]["conditioning"]) == (["24", 0], ["5", 0])
+    both = graph_of(name, {"image_url": 1, "style_image": 1}, type="image")
+    assert (both["34"]["positive"], both["23"]["conditioning"]) == (["23", 0], ["13", 0])
+    assert (both["34"]["negative"], both["24"]["conditioning"]) == (["24", 0], ["14", 0])
+    assert both["10"]["image"] == "jobs/r/image_url-0.png"
+    assert both["20"]["image"] == "jobs/r/style_image-0.png"
 
 
-def test_a_style_is_added_to_the_prompt() -> None:
-    text = graph_of("concept-flux2-klein-9b", prompt="a fox", style_id="clay")["4"]["text"]
-    assert text.startswith("a fox. Style: ")
-    assert "clay" in text
-    assert graph_of("concept-flux2-klein-9b", prompt="a fox")["4"]["text"] == "a fox"
+@pytest.mark.parametrize("faces", [1, 3])
+def test_the_picture_of_a_style_comes_behind_the_last_face(faces: int) -> None:
+    graph = graph_of("portrait-flux2-klein-9b-multiref", {"face_images": faces, "style_image": 1})
+    last = "" if faces == 1 else f"_{faces}"
+    assert (graph["34"]["positive"], graph["34"]["negative"]) == (["23", 0], ["24", 0])
+    assert graph["23"]["conditioning"] == [f"13{last}", 0]
+    assert graph["24"]["conditioning"] == [f"14{last}", 0]
 
 
 def test_a_trigger_word_comes_first_in_a_caption() -> None:
@@ -226,9 +245,9 @@ def test_a_workflow_tells_which_words_it_takes_and_how_many_files() -> None:
     assert bundled()["caption-florence2"].choices == {"detail": ("brief", "detailed")}
     assert bundled()["control-z-image-turbo"].choices == {"control": ("canny", "ready")}
     concept = bundled()["concept-flux2-klein-9b"]
-    assert concept.choices["type"] == ("image", "text")
-    assert "clay" in concept.choices["style_id"]
-    assert concept.files == {"image_url": 1}
+    assert concept.choices["type"] == ("text", "image")
+    assert concept.files == {"image_url": 1, "style_image": 1}
     assert bundled()["portrait-qwen-edit-2511"].files == {"face_images": 3}
-    assert bundled()["portrait-flux2-klein-9b-multiref"].files == {"face_images": 5}
+    portrait = bundled()["portrait-flux2-klein-9b-multiref"]
+    assert portrait.files == {"face_images": 5, "style_image": 1}
     assert bundled()["mask-sam3"].choices == {}

@@ -42,7 +42,12 @@ class Site:
             headers.append((b"content-encoding", b"gzip"))
         elif path == "/sized":
             headers.append((b"content-length", str(len(CONTENT)).encode()))
+        elif path == "/silent":
+            await asyncio.Event().wait()
         await send({"type": "http.response.start", "status": status, "headers": headers})
+        while path == "/drips":
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            await asyncio.sleep(0.01)
         if path == "/slow":
             await send({"type": "http.response.body", "body": b"x", "more_body": True})
             await asyncio.Event().wait()
@@ -205,6 +210,34 @@ async def test_a_file_above_the_limit_is_refused_with_and_without_a_length(
 async def test_a_download_that_drags_on_is_given_up(site: Site) -> None:
     error = await refused(f"{site.url}/slow", site.url, timeout_s=0.2)
     assert (error.code, error.retryable) == ("fetch_timeout", True)
+
+
+@pytest.mark.parametrize("path", ["/silent", "/slow", "/drips"])
+async def test_a_host_that_says_nothing_or_only_drips_is_given_up_long_before_the_limit(
+    site: Site, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "ANSWER_S", 1)
+    monkeypatch.setattr(fetch, "STALL_S", 1)
+    error = await refused(site.url + path, site.url, timeout_s=3600)
+    assert (error.code, error.retryable) == ("fetch_timeout", True)
+    assert error.message.startswith("127.0.0.1 ")
+    assert error.message.endswith("in 1 s")
+
+
+async def test_a_reader_may_take_longer_for_a_chunk_than_the_host(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "STALL_S", 1)
+    async with (
+        Fetcher(allow_origins=[site.url]) as fetcher,
+        fetcher.open(f"{site.url}/file", max_bytes=HUGE, timeout_s=3600) as download,
+    ):
+        read = b""
+        async for chunk in download.chunks:
+            read += chunk
+            if len(read) == len(chunk):
+                await asyncio.sleep(1.5)
+    assert read == CONTENT
 
 
 @pytest.mark.parametrize(

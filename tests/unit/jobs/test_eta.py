@@ -80,7 +80,7 @@ class StillClock:
 
 
 def etas(history: KnownHistory, *, places: int = 1) -> Etas:
-    return Etas(history=history, places=lambda: places, clock=StillClock())
+    return Etas(history=history, places=lambda _: places, clock=StillClock())
 
 
 def job(**changes: object) -> Job:
@@ -232,3 +232,21 @@ async def test_an_ended_job_has_no_estimate() -> None:
     history = KnownHistory(measured(3))
     assert await etas(history).left(job(status="completed")) is None
     assert history.asked == 0
+
+
+async def test_what_waits_for_other_places_is_not_ahead() -> None:
+    queue = [lane("bob", jobs=50, under_way=True), lane("bob", jobs=3, under_way=True)]
+    queue = [queue[0], replace(queue[1], tool="other")]
+    figures = Etas(
+        history=KnownHistory(measured(10), lanes=queue),
+        places=lambda tool: 1 if tool == WORK[0] else 0,
+        clock=StillClock(),
+        alike=lambda one, other: one == other,
+    )
+    found = await figures.expect(WORK, 1, caller="alice", priority=0)
+    assert found is not None
+    known = await etas(KnownHistory(measured(10), lanes=queue[:1])).expect(
+        WORK, 1, caller="alice", priority=0
+    )
+    assert found == known
+    assert await figures.expect(("other", "x"), 1, caller="alice", priority=0) is None

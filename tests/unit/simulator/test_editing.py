@@ -85,7 +85,9 @@ def test_a_seed_and_a_prompt_each_change_what_is_painted(painting: Simulator) ->
 
 
 def test_an_edit_shows_its_reference_and_depends_on_it(sim: Simulator) -> None:
-    graph = bundled("concept-flux2-klein-4b", image="reference.png", width=512, height=512)
+    graph = bundled(
+        "concept-flux2-klein-4b", image="reference.png", width=512, height=512, batch_size=1
+    )
     uploaded(sim, reference=plain())
     with_red = read(sim.output(graph))
     uploaded(sim, reference=busy())
@@ -94,6 +96,20 @@ def test_an_edit_shows_its_reference_and_depends_on_it(sim: Simulator) -> None:
     assert has_mark(with_red)
     assert (np.abs(with_red.astype(int) - RED).sum(axis=2) < 90).mean() > 0.02
     assert np.abs(with_red.astype(int) - with_noise).mean() > 10
+
+
+def test_a_concept_shows_its_picture_and_that_of_its_style(sim: Simulator) -> None:
+    graph = bundled("concept-flux2-klein-4b", width=512, height=512, batch_size=1)
+    uploaded(
+        sim,
+        own=np.full((64, 64, 3), (250, 10, 10), np.uint8),
+        style=np.full((64, 64, 3), (10, 10, 250), np.uint8),
+    )
+    titled(graph, "Reference Image")["image"] = "own.png"
+    titled(graph, "Style Image")["image"] = "style.png"
+    drawn = read(sim.output(graph)).astype(int)
+    for colour in ((250, 10, 10), (10, 10, 250)):
+        assert (np.abs(drawn - colour).sum(axis=2) < 120).mean() > 0.01
 
 
 def test_a_portrait_shows_every_picture_it_is_given(sim: Simulator) -> None:

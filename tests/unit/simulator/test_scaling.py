@@ -11,7 +11,7 @@ from PIL import Image
 from gpu_server.simulator import edges, motion, png
 from gpu_server.simulator.editing import fitted
 
-from .client import Graph, Json, Simulator, node
+from .client import Graph, Json, Simulator, ending, node
 from .scenes import RED, SUBJECT, Pixels, bundled, busy, has_mark, plain, uploaded
 
 
@@ -154,3 +154,35 @@ def test_a_png_is_written_in_blocks_that_read_back_exactly(
 
 def read(content: bytes) -> Pixels:
     return np.asarray(Image.open(BytesIO(content)))
+
+
+def test_a_blur_wider_than_its_picture_fails_as_the_real_one_does(sim: Simulator) -> None:
+    def blurred(radius: int) -> Json:
+        graph = {
+            "1": node("EmptyImage", width=40, height=9, batch_size=1, color=0),
+            "2": node("ImageBlur", image=["1", 0], blur_radius=radius, sigma=1.0),
+            "3": node("SaveImage", images=["2", 0], filename_prefix="test/blur"),
+        }
+        return sim.run(graph)
+
+    assert ending(blurred(8)) == "execution_success"
+    failed = blurred(9)
+    assert ending(failed) == "execution_error"
+    (error,) = [each[1] for each in failed["status"]["messages"] if each[0] == "execution_error"]
+    assert error["exception_type"] == "RuntimeError"
+    assert "Padding size" in error["exception_message"]
+
+
+def test_of_a_photo_with_a_copy_in_it_the_first_picture_is_read(sim: Simulator) -> None:
+    file = BytesIO()
+    first, second = (Image.new("RGB", (8, 6), colour) for colour in ("red", "blue"))
+    first.save(file, "MPO", save_all=True, append_images=[second])
+    sim.http.post(
+        "/upload/image", files={"image": ("both.jpg", file.getvalue())}, data={"overwrite": "true"}
+    )
+    graph = {
+        "1": node("LoadImage", image="both.jpg"),
+        "2": node("SaveImage", images=["1", 0], filename_prefix="test/both"),
+    }
+    (pixels,) = sim.pixels(graph)
+    assert pixels[3, 4, 0] > 200

@@ -1,0 +1,265 @@
+"""The gateway's own processes as a backend: work on meshes.
+
+Every gateway has one, and all of them have one name: a run can go on at any of them after a
+takeover. Yet each knows the runs of its own process alone, and what another one has begun is lost
+with it. That is a death of the run, unless the process had time to stop cleanly: `close` then says
+so of each run before the jobs are given back.
+
+A run is carried out while it is followed: who stops following it, as it ended elsewhere, stops it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from gateway.backends.base import (
+    BackendUnreachable,
+    Order,
+    Progressed,
+    RunCancelled,
+    RunFailed,
+    RunLost,
+    WorkflowReadiness,
+)
+from gateway.backends.cpu_files import Transfers
+from gateway.job import Produced
+from gateway.mesh.errors import MeshError
+from gateway.mesh.order import Clean, MeshOrder, MeshReport, Normalise, Rescale, Step
+from gateway.mesh.pool import MeshPool
+from gateway.operations import NORMALISE, OPERATIONS, RESCALE
+from gpu_server.protocol import Failure
+
+NAME = "cpu"
+INPUT = "model_url"
+
+_TOLD_WITHIN_S = 5.0
+"""How long a clean stop waits until the jobs know what it has broken off."""
+_OLD_S = 3600.0
+"""No work lasts that long: a folder of that age is one of a process that was killed."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Run:
+    order: Order
+    work: asyncio.Task[Produced] | None = None
+
+
+class CpuBackend:
+    """Carries out the operations of `gateway.operations`; `folder` is for files under work."""
+
+    def __init__(self, *, pool: MeshPool, workers: int, transfers: Transfers, folder: Path) -> None:
+        self._pool = pool
+        self._workers = workers
+        self._transfers = transfers
+        self._folder = folder
+        self._runs: dict[str, _Run] = {}
+        self._closing = False
+        self._untold: set[str] = set()
+        self._told = asyncio.Event()
+
+    @property
+    def name(self) -> str:
+        """The same on every gateway."""
+        return NAME
+
+    @property
+    def capacity(self) -> int:
+        """Runs it takes at once, over all gateways."""
+        return 0 if self._closing else self._workers
+
+    @property
+    def engine(self) -> str:
+        """What its results say made them."""
+        return NAME
+
+    @property
+    def installed(self) -> Mapping[str, frozenset[str]] | None:
+        """No models: None, or it would say that there are none anywhere."""
+        return None
+
+    def readiness(self, workflow: str, digest: str) -> WorkflowReadiness | None:
+        """Its operations are always ready; whatever has a graph is not its own."""
+        del digest
+        return WorkflowReadiness(readiness="ready") if workflow in OPERATIONS else None
+
+    async def open(self) -> None:
+        """Make the folder, and remove from it what killed processes left."""
+        await asyncio.to_thread(_tidied, self._folder)
+
+    async def close(self) -> None:
+        """Stop the work under way; return once its rows say that no death was meant.
+
+        To be closed before the jobs are stopped, which write that down.
+        """
+        self._closing = True
+        at_work = {id_: run for id_, run in self._runs.items() if not _is_done(run)}
+        self._untold = set(at_work)
+        for run_id in at_work:
+            await self._drop(run_id)
+        await self._pool.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TOLD_WITHIN_S):
+                while self._untold:
+                    self._told.clear()
+                    await self._told.wait()
+        await self._transfers.close()
+
+    async def start(self, order: Order) -> str:
+        """Take the run; work begins with the first look at it. Its reference is its id."""
+        if self._closing:
+            raise BackendUnreachable("this gateway stops")
+        run = self._runs.setdefault(order.run_id, _Run(order=order))
+        run.order = order
+        return order.run_id
+
+    async def renew(self, order: Order) -> None:
+        """Nothing changes for a run of this process: its slots are as good as new ones."""
+        if order.run_id not in self._runs:
+            raise self._lost(order.run_id)
+
+    async def follow(
+        self, run_id: str, reference: str
+    ) -> AsyncGenerator[Progressed | Produced, None]:
+        """Carry it out; one whose generator is closed before its end is dropped."""
+        del reference
+        run = self._runs.get(run_id)
+        if run is None:
+            raise self._lost(run_id)
+        delivered = False
+        try:
+            # never more before its end: the row must not say that it executes, or a clean stop
+            # would count as a death
+            yield Progressed(fraction=0)
+            if run.work is None:
+                run.work = asyncio.create_task(self._carry_out(run.order), name=f"cpu {run_id}")
+            await asyncio.wait({run.work})
+            if run.work.cancelled():
+                raise self._lost(run_id) if self._closing else RunCancelled(NAME)
+            produced = run.work.result()
+            delivered = True
+            yield produced
+        finally:
+            if not delivered:
+                await self._drop(run_id)
+
+    async def cancel(self, run_id: str, reference: str | None) -> None:
+        """Stop it; one that is another process's is stopped by who follows it there."""
+        del reference
+        self._untold.discard(run_id)
+        self._told.set()
+        await self._drop(run_id)
+
+    async def forget(self, run_id: str, reference: str) -> None:
+        """Its file is safe."""
+        del reference
+        self._runs.pop(run_id, None)
+
+    def _lost(self, run_id: str) -> RunLost:
+        """What to say of a run that is not under way here and had been started."""
+        stopped = run_id in self._untold
+        return RunLost("stopped" if stopped else "begun by another process", executed=not stopped)
+
+    async def _drop(self, run_id: str) -> None:
+        run = self._runs.pop(run_id, None)
+        if run is not None and run.work is not None:
+            run.work.cancel()
+            # what it ends in is nobody's business any more
+            await asyncio.gather(run.work, return_exceptions=True)
+
+    async def _carry_out(self, order: Order) -> Produced:
+        began = time.monotonic()
+        seconds = order.call.timeout_s
+        try:
+            async with asyncio.timeout(seconds), self._work_folder() as folder:
+                return await self._in_folder(order, folder, began)
+        except MeshError as error:
+            raise _failed(order, error.code, error.message) from None
+        except TimeoutError:
+            message = f"The execution took longer than {seconds:g} seconds."
+            failure = Failure(kind="fatal", code="timeout", message=message)
+            raise RunFailed(failure, executed=True) from None
+        except OSError as error:
+            _log.warning("run %s: %s", order.run_id, error)
+            failure = Failure(
+                kind="transient", code="disk_full", message="The gateway could not write its files."
+            )
+            raise RunFailed(failure, executed=True) from None
+
+    async def _in_folder(self, order: Order, folder: Path, began: float) -> Produced:
+        call = order.call
+        work = MeshOrder.model_validate(
+            {
+                "source": folder / "source.glb",
+                "target": folder / "target",
+                "steps": steps_of(call.workflow, call.params),
+                "format": call.params.get("format", "glb"),
+            }
+        )
+        (slot,) = order.slots
+        (file,) = order.inputs[INPUT]
+        await self._transfers.fetch(file, work.source)
+        report = await self._pool.run(work)
+        sent = await self._transfers.deliver(work, slot, faces=report.faces)
+        return Produced(
+            outputs=(sent,),
+            params={**call.params, **_reported(call.workflow, report)},
+            engine=NAME,
+            duration_seconds=round(time.monotonic() - began, 3),
+        )
+
+    @contextlib.asynccontextmanager
+    async def _work_folder(self) -> AsyncGenerator[Path]:
+        folder = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=self._folder))
+        try:
+            yield folder
+        finally:
+            # a handful of files: as good as at once, and it must not be interrupted
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def steps_of(operation: str, params: Mapping[str, object]) -> tuple[Step, ...]:
+    """What an operation does to a mesh. Raises ValidationError for values that do not fit."""
+    if operation == NORMALISE:
+        return (Clean(), Normalise())
+    named = ("scale_factor", "target_dimensions")
+    return (Rescale.model_validate({name: params.get(name) for name in named}),)
+
+
+def _reported(operation: str, report: MeshReport) -> dict[str, JsonValue]:
+    if operation != RESCALE:
+        return {}
+    return {
+        "unit": report.unit,
+        "extents_before": report.before.model_dump(),
+        "extents_after": report.after.model_dump(),
+        "extents_before_in_unit": report.before_in_unit.model_dump(),
+        "extents_after_in_unit": report.after_in_unit.model_dump(),
+    }
+
+
+def _is_done(run: _Run) -> bool:
+    return run.work is not None and run.work.done()
+
+
+def _failed(order: Order, code: str, message: str) -> RunFailed:
+    """Say whose fault it is: a process that died may do better, a mesh of ours is our own fault."""
+    ours = INPUT in order.call.made_inputs
+    kind = "transient" if code == "mesh_crashed" else "fatal" if ours else "usage"
+    return RunFailed(Failure(kind=kind, code=code, message=message), executed=True)
+
+
+def _tidied(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.iterdir():
+        if time.time() - left.stat().st_mtime > _OLD_S:
+            shutil.rmtree(left, ignore_errors=True)
