@@ -118,15 +118,17 @@ def check_files(variant: Variant, files: Mapping[str, Sized]) -> None:
         raise InvalidParameters(errors)
 
 
-def check_sizes(variant: Variant, values: Mapping[str, JsonValue], sizes: Sizes) -> None:
+def check_sizes(variant: Variant, call: Call, sizes: Sizes) -> None:
     """Refuse pictures whose size is known and does not fit the variant."""
     errors = [
         FieldError(
-            field=f"{found.param}.{found.number}" if len(sizes[found.param]) > 1 else found.param,
+            field=call.as_sent(
+                f"{found.param}.{found.number}" if len(sizes[found.param]) > 1 else found.param
+            ),
             code=found.code,
             message=f"{found.message} (for {variant.name})",
         )
-        for found in variant.workflow.misfits(values, sizes)
+        for found in variant.workflow.misfits(call.params, sizes)
     ]
     if errors:
         raise InvalidParameters(errors)

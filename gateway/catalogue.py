@@ -62,7 +62,8 @@ class Catalogue:
             if family.argument is None:
                 found.append(family)
                 continue
-            files = sorted(self.installed(family.argument.folder) or ())
+            folder = family.argument.folder
+            files = sorted((self.installed(folder) or frozenset()) - self._parts(folder))
             found += [_of_file(family, file) for file in files] or [_of_file(family, "<file>")]
         return found
 
@@ -77,8 +78,23 @@ class Catalogue:
             )
         if family.argument is None:
             return family
-        self.require_installed(field, family.argument.folder, file)
+        folder = family.argument.folder
+        if file in self._parts(folder):
+            message = f"{file!r} is a part of another workflow, and not what {stem} takes"
+            raise UnknownVariant([FieldError(field=field, code="unknown_variant", message=message)])
+        self.require_installed(field, folder, file)
         return _of_file(family, file)
+
+    def first_ready(self, tool: AnyTool) -> Variant:
+        """Find the default variant, or another one while that cannot run."""
+        families = self.families(tool)
+        able = (v for v in families if self.readiness(v).readiness != "missing")
+        return next(able, families[0])
+
+    def _parts(self, folder: str) -> frozenset[str]:
+        """Collect the files of a folder that belong to a workflow: no caller may choose them."""
+        every = (model for workflow in self.workflows.values() for model in workflow.models)
+        return frozenset(model.name for model in every if model.directory == folder)
 
     def installed(self, folder: str) -> frozenset[str] | None:
         """Collect the model files of a folder over all backends; None while none is known."""

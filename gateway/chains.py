@@ -36,6 +36,7 @@ class Redrawing:
     how: Redraw
     variant: Variant
     """That of the other tool, which draws it."""
+    timeout_s: float
 
     def files(self, files: Mapping[str, F]) -> dict[str, F]:
         """Name the files of the call as the first stage reads them."""
@@ -47,10 +48,11 @@ class Redrawing:
         seed: dict[str, JsonValue] = {"seed": call.params.get("seed")}
         sent = {**self.how.values, **prompt, **seed}
         tool = self.how.tool
-        drawn = call_of(tool, self.variant, sent, Loras(), tool.timeout_s)
+        drawn = call_of(tool, self.variant, sent, Loras(), self.timeout_s)
         made = Source(slot=drawn.outputs[0], media_type="image/png")
+        sent_as = {self.how.read_as: self.how.picture}
         after = replace(call, inputs={self.how.picture: (made,)})
-        return replace(drawn, ends_at=REDRAW_SHARE, then=after)
+        return replace(drawn, ends_at=REDRAW_SHARE, then=after, sent_as=sent_as)
 
 
 def stages_of(
@@ -77,8 +79,11 @@ def stages_of(
 
 def _named(call: Call) -> Call:
     """Name the file of an operation by the format it was asked for."""
-    extension = _MESH_FILES.get(str(call.params.get("format")))
-    return replace(call, extensions={"models": extension}) if extension else call
+    if call.workflow not in OPERATIONS:
+        # a parameter of that name may mean anything there
+        return call
+    extension = _MESH_FILES.get(str(call.params.get("format")), "glb")
+    return replace(call, extensions={**call.extensions, "models": extension})
 
 
 def _finished_by(call: Call, operation: str) -> Call:

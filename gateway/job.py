@@ -109,6 +109,8 @@ class Call:
     """Files it reads, by parameter; absent from rows of former versions."""
     files: FileOptions = field(default_factory=FileOptions)
     """How the files it makes are handed over; absent from rows of former versions."""
+    sent_as: dict[str, str] = field(default_factory=dict[str, str])
+    """What the caller calls a parameter of `inputs` that has another name here."""
     ends_at: float = 1.0
     """How far its job is, 0..1, once this stage is done."""
     then: "Call | None" = None
@@ -130,6 +132,11 @@ class Call:
             for param, sources in self.inputs.items()
             if any(source.slot is not None for source in sources)
         }
+
+    def as_sent(self, place: str) -> str:
+        """Name a parameter of `inputs`, `<name>` or `<name>.<n>`, as the caller does."""
+        param, dot, number = place.partition(".")
+        return self.sent_as.get(param, param) + dot + number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +219,7 @@ class Outcome:
             params={**before.params, **self.params},
             engine="simulator" if simulated else before.engine,
             backend=before.backend,
-            duration_seconds=before.duration_seconds + self.duration_seconds,
+            duration_seconds=round(before.duration_seconds + self.duration_seconds, 3),
             texts={**before.texts, **self.texts},
         )
 

@@ -191,7 +191,7 @@ class Submission:
         self, tool: AnyTool, variant: Variant, params: ToolParams, loras: Loras, origin: Origin
     ) -> _Asked:
         """Make what a call asks for, of values and files that may be used; nothing is stored."""
-        timeout_s = self.timeouts.get(tool.name, tool.timeout_s)
+        timeout_s = self._timeout_s(tool)
         files = await self.inputs.check(params, origin.caller)
         check_files(variant, files)
         sent = values_of(params)
@@ -207,7 +207,7 @@ class Submission:
         if redrawing is not None:
             files = redrawing.files(files)
             self.catalogue.require_ready(redrawing.how.tool, redrawing.variant)
-        check_sizes(first, call.params, sizes_of(files))
+        check_sizes(first, call, sizes_of(files))
         self.catalogue.require_ready(tool, variant)
         return _Asked(call=call, given=given, files=files)
 
@@ -216,7 +216,14 @@ class Submission:
         if tool.redraw is None or all(getattr(params, name) is None for name in asked):
             return None
         other = tool.redraw.tool
-        return Redrawing(how=tool.redraw, variant=self.catalogue.find(other, other.default_variant))
+        return Redrawing(
+            how=tool.redraw,
+            variant=self.catalogue.first_ready(other),
+            timeout_s=self._timeout_s(other),
+        )
+
+    def _timeout_s(self, tool: AnyTool) -> float:
+        return self.timeouts.get(tool.name, tool.timeout_s)
 
     async def _allow(
         self,

@@ -1,5 +1,6 @@
 """The workflows of this service and how ready ComfyUI is for each of them."""
 
+import asyncio
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from gpu_server.comfy import ComfyClient, ComfyUnavailable, RunFailed
+from gpu_server.lru import Lru
 from gpu_server.models import installed
 from gpu_server.protocol import (
     CheckedWorkflow,
@@ -30,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 _MOST_KEPT = 512
 """Workflows without files that are remembered, those asked for last."""
+_MOST_CHECKED = 20_000
+"""What was found of a workflow is small: more than all gateways can ask about."""
 
 
 class WorkflowMismatch(WorkflowError):
@@ -43,9 +47,9 @@ class Catalogue:
     comfy: ComfyClient
     workflows: dict[str, Workflow] = field(default_factory=dict[str, Workflow])
     broken: list[WorkflowStatus] = field(default_factory=list[WorkflowStatus])
-    _kept: dict[str, Workflow] = field(default_factory=dict[str, Workflow])
+    _kept: Lru[str, Workflow] = field(default_factory=lambda: Lru(_MOST_KEPT))
     """Workflows that are in no files here, by the digest of their content."""
-    _checked: dict[str, list[Missing]] = field(default_factory=dict[str, list[Missing]])
+    _checked: Lru[str, list[Missing]] = field(default_factory=lambda: Lru(_MOST_CHECKED))
     _checked_with: ObjectInfo | None = None
     _installed: dict[str, list[str]] | None = None
 
@@ -87,10 +91,10 @@ class Catalogue:
     ) -> list[CheckedWorkflow]:
         """Tell how ready ComfyUI is for workflows that are in no files here.
 
-        One that came with its graph once is known by its digest from then on.
+        One that came with its graph once is known by its digest, until ComfyUI says something new.
         """
         object_info = await self._known(refresh=refresh)
-        return [self._check(one, object_info) for one in asked]
+        return [await self._check(one, object_info) for one in asked]
 
     async def _known(self, *, refresh: bool = False) -> ObjectInfo | None:
         """What ComfyUI says of its nodes; None while it is away."""
@@ -99,27 +103,41 @@ class Catalogue:
         except ComfyUnavailable:
             return None
 
-    def _check(self, one: WorkflowToCheck, object_info: ObjectInfo | None) -> CheckedWorkflow:
-        workflow = self._kept.pop(one.digest, None)
+    async def _check(self, one: WorkflowToCheck, object_info: ObjectInfo | None) -> CheckedWorkflow:
+        workflow = self._kept.get(one.digest)
         try:
             if workflow is None and one.graph is not None and one.manifest is not None:
-                workflow = _of_content(one.graph, one.manifest, "own")
+                # up to a third of a second for the largest, which runs should not wait for
+                workflow = await asyncio.to_thread(_of_content, one.graph, one.manifest, "own")
         except WorkflowError as error:
             unfit = Missing(kind="invalid", name=error.place, detail=error.detail)
             return CheckedWorkflow(
                 digest=one.digest, known=True, readiness="missing", missing=[unfit]
             )
         if workflow is None or workflow.digest != one.digest:
-            return CheckedWorkflow(digest=one.digest, known=False)
-        self._kept[one.digest] = workflow
-        while len(self._kept) > _MOST_KEPT:
-            del self._kept[next(iter(self._kept))]
-        status = self._status(workflow, object_info)
+            return self._recalled(one.digest, object_info)
+        self._kept.keep(one.digest, workflow)
+        if object_info is None:
+            return CheckedWorkflow(digest=one.digest, known=True)
+        return self._answer(one.digest, await self._missing(workflow, object_info))
+
+    def _recalled(self, digest: str, object_info: ObjectInfo | None) -> CheckedWorkflow:
+        """Answer from what was found before: of many workflows not every graph is kept."""
+        if object_info is None:
+            # without ComfyUI its graph would tell nothing
+            return CheckedWorkflow(digest=digest, known=True)
+        self._renew(object_info)
+        found = self._checked.get(digest)
+        if found is None:
+            return CheckedWorkflow(digest=digest, known=False)
+        return self._answer(digest, found)
+
+    def _answer(self, digest: str, missing: list[Missing]) -> CheckedWorkflow:
         return CheckedWorkflow(
-            digest=one.digest,
+            digest=digest,
             known=True,
-            readiness=status.readiness,
-            missing=[self._with_source(thing) for thing in status.missing],
+            readiness="missing" if missing else "ready",
+            missing=[self._with_source(thing) for thing in missing],
         )
 
     def _with_source(self, thing: Missing) -> Missing:
@@ -138,7 +156,7 @@ class Catalogue:
         object_info = await self.comfy.object_info(refresh=True)
         self._installed = installed(object_info)
         for workflow in self.workflows.values():
-            self._missing(workflow, object_info)
+            await self._missing(workflow, object_info)
 
     async def ready(self, workflow: Workflow, *, refresh: bool = False) -> ObjectInfo:
         """Return what ComfyUI offers, knowing that it has all this workflow needs.
@@ -146,10 +164,10 @@ class Catalogue:
         What was missing is looked for once more: it may have been installed since.
         """
         object_info = await self.comfy.object_info(refresh=refresh)
-        missing = self._missing(workflow, object_info)
+        missing = await self._missing(workflow, object_info)
         if missing and not refresh:
             object_info = await self.comfy.object_info(refresh=True)
-            missing = self._missing(workflow, object_info)
+            missing = await self._missing(workflow, object_info)
         if missing:
             raise not_ready(missing)
         return object_info
@@ -162,17 +180,17 @@ class Catalogue:
         object_info = await self._known()
         if object_info is not None:
             self._installed = installed(object_info)
-        statuses = [self._status(w, object_info) for w in self.workflows.values()]
+        statuses = [await self._status(w, object_info) for w in self.workflows.values()]
         return Workflows(
             engine=self.comfy.engine,
             workflows=sorted([*statuses, *self.broken], key=lambda s: s.name),
             installed=self._installed,
         )
 
-    def _status(self, workflow: Workflow, object_info: ObjectInfo | None) -> WorkflowStatus:
+    async def _status(self, workflow: Workflow, object_info: ObjectInfo | None) -> WorkflowStatus:
         if object_info is None:
             return WorkflowStatus(name=workflow.name, digest=workflow.digest, readiness="unknown")
-        missing = self._missing(workflow, object_info)
+        missing = await self._missing(workflow, object_info)
         return WorkflowStatus(
             name=workflow.name,
             digest=workflow.digest,
@@ -180,16 +198,25 @@ class Catalogue:
             missing=missing,
         )
 
-    def _missing(self, workflow: Workflow, object_info: ObjectInfo) -> list[Missing]:
+    async def _missing(self, workflow: Workflow, object_info: ObjectInfo) -> list[Missing]:
         """Check a workflow once for each answer of ComfyUI."""
+        self._renew(object_info)
+        known = self._checked.get(workflow.digest)
+        if known is not None:
+            return known
+        found = await asyncio.to_thread(check, workflow, object_info)
+        if self._checked_with is object_info:
+            # else ComfyUI has said something new meanwhile
+            self._checked.keep(workflow.digest, found)
+        return found
+
+    def _renew(self, object_info: ObjectInfo) -> None:
+        """Forget what was found with another answer of ComfyUI."""
         if self._checked_with is not object_info:
             # ComfyUI is asked every few seconds and mostly says the same
             if self._checked_with != object_info:
                 self._checked.clear()
             self._checked_with = object_info
-        if workflow.digest not in self._checked:
-            self._checked[workflow.digest] = check(workflow, object_info)
-        return self._checked[workflow.digest]
 
 
 def _of_content(graph: dict[str, JsonValue], manifest: dict[str, JsonValue], name: str) -> Workflow:

@@ -126,6 +126,7 @@ def _status(files: Iterable[ModelFile], models_path: Path) -> int:
         terms += [] if model.commercial else ["not for commercial use"]
         terms += ["gated"] if model.gated else []
         terms += [model.url] if state == "by hand" else []
+        terms += ["its hash is not known here"] if state == "there" and model.hash is None else []
         _say(f"{state:<10}  {size:>9}  {_place(model)}  ({', '.join(terms)})")
         ready = ready and state in {"there", "by hand"}
     return 0 if ready else 1

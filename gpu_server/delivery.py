@@ -4,12 +4,13 @@ import asyncio
 import logging
 import time
 from http import HTTPStatus
+from pathlib import Path
 
 import httpx
 
 from gpu_server.comfy import ComfyClient, ComfyFile, ComfyUnavailable, RunFailed
 from gpu_server.fetch import tls_context
-from gpu_server.finish import Finishing
+from gpu_server.finish import Finishing, NotPrepared
 from gpu_server.protocol import OutputFile, Slot
 from gpu_server.run import Slots
 
@@ -27,8 +28,10 @@ class _TryAgain(Exception):
 class Deliverer:
     """Streams files from ComfyUI's `/view` into slots over one kept connection pool."""
 
-    def __init__(self, comfy: ComfyClient) -> None:
+    def __init__(self, comfy: ComfyClient, folder: Path) -> None:
+        """`folder`: where files lie that have to be made first."""
         self._comfy = comfy
+        self._folder = folder
         # A slot is a signed address the gateway chose; an environment's proxy has no part in it.
         self._http = httpx.AsyncClient(
             trust_env=False,
@@ -44,7 +47,7 @@ class Deliverer:
     async def deliver(
         self, file: ComfyFile, name: str, slots: Slots, *, within_s: float
     ) -> OutputFile:
-        """Bring a file into its slot, however long the slot or ComfyUI is away meanwhile.
+        """Bring a file into its slot, however long the slot, ComfyUI or room is away.
 
         Args:
             file: a file ComfyUI has just produced.
@@ -56,7 +59,7 @@ class Deliverer:
             RunFailed: (transient) the slot refuses it, ComfyUI lost it, or the time is over; also
                 when it can't be read or turned into what the slot wants.
         """
-        async with Finishing(self._comfy, file, slots[name]) as finishing:
+        async with Finishing(self._comfy, file, slots[name], self._folder) as finishing:
             return await self._deliver(finishing, name, slots, within_s=within_s)
 
     async def _deliver(
@@ -67,7 +70,7 @@ class Deliverer:
             renewed = slots.renewed
             try:
                 return await self._attempt(file, slots[name])
-            except (_TryAgain, ComfyUnavailable) as error:
+            except (_TryAgain, ComfyUnavailable, NotPrepared) as error:
                 reason = str(error)
             if reason != told:
                 _log.warning("slot %s: %s; it is tried again", name, reason)

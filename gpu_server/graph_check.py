@@ -68,22 +68,22 @@ def _node(node_id: object, node: object) -> tuple[str, dict[str, Any]]:
 
 def _target(name: str, key: str, value: object) -> str | None:
     """Return the id of the node an input links to, None for a literal."""
-    literal = value
-    if isinstance(value, dict) and "__value__" in value:
-        literal = cast("dict[str, object]", value)["__value__"]
-        # ComfyUI unwraps in place, and what then looks like a link is followed like one.
-        if _is_link(literal):
-            raise InvalidGraph(f"input {key} wraps a list that reads as a link", name)
-    elif isinstance(value, list):
+    if isinstance(value, dict) and "__value__" in cast("dict[str, object]", value):
+        # ComfyUI unwraps it in place: what was judged is then not what is run.
+        raise InvalidGraph(
+            f'input {key} is wrapped as {{"__value__": …}}, which is not taken: '
+            "send a plain text, number or boolean",
+            name,
+        )
+    if isinstance(value, list):
         pair = cast("list[object]", value)
         if _is_link(pair) and type(pair[1]) is int and pair[1] >= 0:
             return cast("str", pair[0])
         raise InvalidGraph(
-            f'input {key} is a list and no link ["node id", slot]: '
-            'a literal list is written {"__value__": [...]}',
+            f'input {key} is a list and no link ["node id", slot]: lists are not taken as values',
             name,
         )
-    if not all(map(math.isfinite, _floats(literal))):
+    if not all(map(math.isfinite, _floats(cast("object", value)))):
         raise InvalidGraph(f"input {key} is not a finite number", name)
     return None
 

@@ -12,7 +12,7 @@ from typing import IO
 from gpu_server.comfy import ComfyClient, RunFailed
 from gpu_server.fetch import CHUNK, Fetcher, FetchError
 from gpu_server.protocol import InputFile, RunRequest
-from gpu_server.workflow import Size, UnfitPicture, Workflow, look_at
+from gpu_server.workflow import Size, UnfitPicture, Workflow, look_at, on_white
 
 MAX_INPUT_BYTES = 2 * 1024**3
 MAX_PICTURE_BYTES = 512 * 1024**2
@@ -62,7 +62,9 @@ class Uploader:
         several files.
         """
         done = Uploads()
-        pictures = {name for name, param in workflow.manifest.params.items() if param.is_picture}
+        params = workflow.manifest.params
+        pictures = {name for name, param in params.items() if param.is_picture}
+        white = {name for name, param in params.items() if param.background == "white"}
         began = time.monotonic()
         for i, (name, files) in enumerate(request.inputs.items()):
             done.names[name], done.sizes[name] = [], []
@@ -74,6 +76,7 @@ class Uploader:
                     file=file,
                     began=began,
                     trusted=trusted,
+                    on_white=name in white,
                 )
                 way = self._picture if name in pictures else self._other
                 uploaded, size = await way(upload)
@@ -97,6 +100,10 @@ class Uploader:
             except UnfitPicture as unfit:
                 message = f"{upload.param}: {unfit.message}"
                 raise RunFailed("usage", unfit.code, message) from None
+            laid = await on_white(kept) if upload.on_white else None
+            if laid is not None:
+                with laid:
+                    return await self._sent(upload, "image/png", _pieces(laid)), picture.size
             kept.seek(0)
             return await self._sent(upload, picture.media_type, _pieces(kept)), picture.size
 
@@ -144,6 +151,8 @@ class _Upload:
     began: float
     """When the first file of the run was asked for, by `time.monotonic`."""
     trusted: Collection[str]
+    on_white: bool
+    """Its transparent parts become white."""
 
 
 async def _pieces(kept: IO[bytes]) -> AsyncGenerator[bytes]:

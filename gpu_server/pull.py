@@ -1,9 +1,11 @@
 """Download one model file: resumable, checked while it comes, in its place only once whole."""
 
 import asyncio
+import re
 import shutil
 from collections.abc import Callable, Collection
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
@@ -25,6 +27,7 @@ from gpu_server.workflow import ModelRequirement
 
 HUGGING_FACE = "https://huggingface.co"
 _CHUNK = 1024 * 1024
+_SHA256 = re.compile("[0-9a-f]{64}")
 _REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 Progress = Callable[[int, int | None], None]
@@ -56,12 +59,22 @@ def is_by_hand(model: ModelRequirement) -> bool:
     return last.name != PurePosixPath(model.name).name or not last.suffix
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """What a server answers, and what it says of the file itself."""
+
+    response: httpx.Response
+    host: str
+    sha256: str | None = None
+    bytes: int | None = None
+
+
 def state_of(models_path: Path, model: ModelRequirement) -> State:
     """Look for a model file, by its size alone; raises PullError as `path_of` does."""
     path = path_of(models_path, model)
     if path.is_file():
-        right = model.bytes is None or path.stat().st_size == model.bytes
-        return "there" if right else "wrong size"
+        size = path.stat().st_size
+        return "there" if size == model.bytes or (model.bytes is None and size) else "wrong size"
     if is_by_hand(model):
         return "there" if path.is_dir() else "by hand"
     return "partial" if _part_of(path).is_file() else "missing"
@@ -77,7 +90,8 @@ def _sha256_of(model: ModelRequirement) -> str | None:
 
 
 def _is_whole(path: Path, model: ModelRequirement) -> bool:
-    if not path.is_file() or (model.bytes is not None and path.stat().st_size != model.bytes):
+    size = path.stat().st_size if path.is_file() else 0
+    if size == 0 or (model.bytes is not None and size != model.bytes):
         return False
     sha256 = _sha256_of(model)
     return sha256 is None or digest_of_file(path) == sha256
@@ -151,54 +165,64 @@ class Puller:
     async def _complete(self, model: ModelRequirement, part: Part, progress: Progress) -> None:
         sha256 = _sha256_of(model)
         await asyncio.to_thread(part.take_up, verifiable=sha256 is not None)
+        whose = "the manifest's"
         if part.size == 0 or part.size != model.bytes:
-            await self._download(model, part, progress)
+            named = await self._download(model, part, progress)
+            if sha256 is None:
+                sha256, whose = named, "what its server names"
         if sha256 is not None and part.sha256 != sha256:
             await asyncio.to_thread(part.discard)
-            raise PullError("its SHA-256 is not the manifest's, so the download was removed")
+            raise PullError(f"its SHA-256 is not {whose}, so the download was removed")
 
-    async def _download(self, model: ModelRequirement, part: Part, progress: Progress) -> None:
-        """Ask for what is missing, and once more for everything when that does not fit."""
+    async def _download(
+        self, model: ModelRequirement, part: Part, progress: Progress
+    ) -> str | None:
+        """Ask for what is missing, and once more for everything when that does not fit.
+
+        Returns the SHA-256 its server names, where it names one.
+        """
         for _ in range(2):
             async with AsyncExitStack() as stack:
-                response, host = await self._send(model, _range_of(part), stack)
+                answer = await self._send(model, _range_of(part), stack)
+                response = answer.response
                 if _already_whole(response, part):
-                    return
+                    return answer.sha256
                 if response.status_code == HTTPStatus.OK:
                     await asyncio.to_thread(part.restart, _etag_of(response))
                 elif not _goes_on(response, part):
                     if part.size == 0 or not _is_about_ranges(response):
-                        raise PullError(_refusal(model, response.status_code, host))
+                        raise PullError(_refusal(model, response.status_code, answer.host))
                     await asyncio.to_thread(part.restart, None)
                     continue
-                await self._receive(model, response, part, progress)
-                return
+                await self._receive(model, answer, part, progress)
+                return answer.sha256
         raise PullError("the server does not send the whole file")
 
     async def _receive(
-        self, model: ModelRequirement, response: httpx.Response, part: Part, progress: Progress
+        self, model: ModelRequirement, answer: _Answer, part: Part, progress: Progress
     ) -> None:
+        response = answer.response
         if response.headers.get("content-type", "").partition(";")[0].strip() == "text/html":
             raise PullError("a web page came in the place of the file")
         if response.headers.get("content-encoding", "identity") != "identity":
             raise PullError("the answer is compressed although that was not asked for")
         announced = _number(response.headers.get("content-length", ""))
         total = None if announced is None else part.size + announced
-        expected = model.bytes if model.bytes is not None else total
+        expected = next((n for n in (model.bytes, answer.bytes, total) if n is not None), None)
         if expected is not None:
             if total is not None and total != expected:
                 await asyncio.to_thread(part.discard)
-                raise PullError(f"the server's file has {total} bytes, the manifest's {expected}")
+                raise PullError(f"the server sends {total} bytes, and {expected} are expected")
             self._check_space(part, expected)
         async for chunk in response.aiter_raw(_CHUNK):
             if expected is not None and part.size + len(chunk) > expected:
                 await asyncio.to_thread(part.discard)
-                raise PullError(f"more than the {expected} bytes of the manifest came")
+                raise PullError(f"more than the {expected} bytes expected came")
             await asyncio.to_thread(part.write, chunk)
             progress(part.size, expected)
         if expected is not None and part.size != expected:
             await asyncio.to_thread(part.discard)
-            raise PullError(f"{part.size} bytes came, and not the manifest's {expected}")
+            raise PullError(f"{part.size} bytes came, and not the {expected} expected")
 
     def _check_space(self, part: Part, expected: int) -> None:
         needed, free = expected - part.size, self._free(part.path.parent)
@@ -210,15 +234,19 @@ class Puller:
 
     async def _send(
         self, model: ModelRequirement, headers: dict[str, str], stack: AsyncExitStack
-    ) -> tuple[httpx.Response, str]:
-        """Follow redirects, each checked like the first address; also names who answered."""
-        url = _joined(None, model.url)
+    ) -> _Answer:
+        """Follow redirects, each checked like the first address."""
+        url, sha256, size = _joined(None, model.url), None, None
         for _ in range(MAX_REDIRECTS + 1):
             request = await self._request(model, url, headers)
             response = await self._client.send(request, stream=True)
             stack.push_async_callback(response.aclose)
+            if origin_of(url) == self._token_origin:
+                # of a large file Hugging Face names hash and size before it sends one elsewhere
+                sha256 = _linked_sha256(response) or sha256
+                size = _number(response.headers.get("x-linked-size", "")) or size
             if not response.has_redirect_location:
-                return response, url.host
+                return _Answer(response=response, host=url.host, sha256=sha256, bytes=size)
             await response.aclose()
             url = _joined(url, response.headers["location"])
         raise PullError(f"more than {MAX_REDIRECTS} redirects")
@@ -263,6 +291,11 @@ def _etag_of(response: httpx.Response) -> str | None:
     """Read the ETag, if it is one that If-Range may carry."""
     etag = response.headers.get("etag", "")
     return etag if etag.startswith('"') else None
+
+
+def _linked_sha256(response: httpx.Response) -> str | None:
+    named = response.headers.get("x-linked-etag", "").strip('"').lower()
+    return named if _SHA256.fullmatch(named) else None
 
 
 def _is_about_ranges(response: httpx.Response) -> bool:

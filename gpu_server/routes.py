@@ -356,7 +356,7 @@ async def _first_file(service: Service, run: Run, wanted: FileOptions) -> str | 
         return None
     content = bytearray()
     async with (
-        Finishing(service.comfy, run.produced[0], wanted) as file,
+        Finishing(service.comfy, run.produced[0], wanted, service.settings.finishing_path) as file,
         file.opened() as body,
     ):
         async for chunk in body.chunks():

@@ -13,6 +13,7 @@ from gpu_server.comfy import ComfyClient, ComfyUnavailable
 from gpu_server.delivery import Deliverer
 from gpu_server.execution import Executor
 from gpu_server.fetch import Fetcher
+from gpu_server.finish import tidied
 from gpu_server.inputs import Uploader
 from gpu_server.journal import Journal
 from gpu_server.models import models_path_trouble
@@ -92,7 +93,8 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         comfy = ComfyClient(settings.comfyui_api_url, journal)
         stack.push_async_callback(comfy.close)
         fetcher = await stack.enter_async_context(Fetcher(allow_origins=[settings.trusted_origin]))
-        deliverer = Deliverer(comfy)
+        await asyncio.to_thread(tidied, settings.finishing_path)
+        deliverer = Deliverer(comfy, settings.finishing_path)
         stack.push_async_callback(deliverer.close)
         catalogue = Catalogue.load(settings.workflows_path, comfy)
         cleaner = Cleaner(settings.comfyui_path)

@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     workflows_path: Path = _CHECKOUT / "workflows"
     """Folder of workflow graphs and manifests."""
     workspace: Path = _CHECKOUT
-    """Root of what the service writes: `data/gpu_server.sqlite`."""
+    """Root of what the service writes: `data/gpu_server.sqlite` and `data/finishing`."""
     internal_url: str | None = None
     """The gateway's address on this host, whose links are fetched although they are private."""
     backend_port: int = Field(default=8000, ge=0, le=65_535)
@@ -47,6 +47,11 @@ class Settings(BaseSettings):
     def journal_path(self) -> Path:
         """The file that survives the process."""
         return self.workspace / "data" / "gpu_server.sqlite"
+
+    @property
+    def finishing_path(self) -> Path:
+        """The folder of files under work on their way out."""
+        return self.workspace / "data" / "finishing"
 
     @property
     def trusted_origin(self) -> str:

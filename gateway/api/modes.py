@@ -208,6 +208,9 @@ def _params(mode: Mode, request: GenerateRequest, settings: Settings) -> ToolPar
         if "prompt" in request.extra_params:
             raise _refused("extra_params.prompt", "conflict", "send the prompt once")
         values["prompt"] = _styled(request.prompt, added)
+    elif added is not None:
+        message = "is put behind the prompt: send it with prompt, or leave it out"
+        raise _refused("style", "not_taken", message)
     try:
         return mode.tool.params.model_validate(values)
     except ValidationError as error:

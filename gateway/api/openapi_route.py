@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-from collections import OrderedDict
 from typing import Any, cast
 
 from fastapi import FastAPI, Request, Response
@@ -15,10 +14,9 @@ from gateway.api.openapi import document
 from gateway.api.tools import tool_router
 from gateway.api.views import Views
 from gateway.db import DatabaseUnavailable
-from gateway.own_workflows.registry import OwnWorkflow
+from gateway.own_workflows.registry import LEAST_KEPT, OwnWorkflow
 from gateway.security.api_keys import Credentials
-
-_MOST_KEPT = 500
+from gpu_server.lru import Lru
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +74,8 @@ class _Parts:
     def __init__(self, context: Context, views: Views) -> None:
         self._context = context
         self._views = views
-        self._known: OrderedDict[tuple[str, int], Document] = OrderedDict()
+        most = max(LEAST_KEPT, context.settings.own_workflows_max)
+        self._known: Lru[tuple[str, int], Document] = Lru(most)
 
     def of(self, own: OwnWorkflow) -> Document:
         """Describe one, as if it were a tool of the catalogue."""
@@ -85,7 +84,6 @@ class _Parts:
         if known is None:
             side = FastAPI(openapi_url=None, generate_unique_id_function=lambda route: route.name)
             side.include_router(tool_router(own.tool, self._context, self._views))
-            known = self._known[key] = document(side, ())
-            if len(self._known) > _MOST_KEPT:
-                self._known.popitem(last=False)
+            known = document(side, ())
+            self._known.keep(key, known)
         return known

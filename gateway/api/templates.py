@@ -51,11 +51,17 @@ WRITE_ERRORS = (
 )
 
 
+_MAX_VARIABLES = 100
+
+
 def _well_formed(text: str) -> str:
     try:
-        variables_in(text)
+        names = variables_in(text)
     except Malformed as error:
         raise PydanticCustomError("malformed", "{reason}", {"reason": str(error)}) from None
+    if len(names) > _MAX_VARIABLES:
+        message = f"names more than {_MAX_VARIABLES} variables"
+        raise PydanticCustomError("too_many_variables", "{reason}", {"reason": message})
     return text
 
 
@@ -112,7 +118,7 @@ class ResolveTemplate(BaseModel):
     trigger_word: Label = Field(description="Takes the place of the trigger keyword.")
     variables: dict[str, Annotated[str, Field(max_length=MAX_PROMPT)]] = Field(
         default_factory=dict,
-        max_length=100,
+        max_length=_MAX_VARIABLES,
         json_schema_extra={"default": {}},
         description="Values of the prompt's `{name}`s. They are put in as they stand: braces and "
         "keywords in them mean nothing.",

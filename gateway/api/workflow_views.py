@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 
 from gateway.backends.base import Readiness
 from gateway.catalogue import Catalogue, shown_missing
@@ -28,7 +28,17 @@ class SendWorkflow(BaseModel):
 
     name: Annotated[str, _NAME]
     graph: Annotated[
-        dict[str, JsonValue] | Annotated[str, Field(max_length=MAX_BYTES)],
+        JsonValue,
+        # stated, not checked: `read_graph` says what is wrong with it, and what to do
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "object", "additionalProperties": True},
+                    {"type": "string", "maxLength": MAX_BYTES},
+                ],
+                "title": "Graph",
+            }
+        ),
         Field(
             description="The graph in API format (ComfyUI: File → Export (API)), as an object or "
             "as the text of the file. A node titled `input: <name>` is a parameter.",

@@ -24,6 +24,7 @@ from gateway.api.workflow_views import (
     workflow_detail,
     workflow_view,
 )
+from gateway.db.cursors import cursor_behind, read_name
 from gateway.errors import (
     Conflict,
     InvalidParameters,
@@ -124,10 +125,12 @@ def _add_reads(router: APIRouter, context: Context) -> None:
     )
     async def list_workflows(cursor: Cursor = None, limit: Limit = PAGE) -> Response:
         """The newest version of each, by name."""
-        mine = [own for own in await context.own.current() if own.head.caller == CALLER]
-        page = [own for own in mine if cursor is None or own.head.name > cursor]
-        following = page[limit - 1].head.name if len(page) > limit else None
-        items = [workflow_view(context.catalogue, own) for own in page[:limit]]
+        mine = [head for head in await context.own.rows.heads() if head.caller == CALLER]
+        last = None if cursor is None else read_name(cursor)
+        page = [head for head in mine if last is None or head.name > last]
+        following = cursor_behind(page[limit - 1].name) if len(page) > limit else None
+        made = await context.own.made(page[:limit])
+        items = [workflow_view(context.catalogue, own) for own in made]
         docs = context.signer.link(OPENAPI, LINK_LIFETIME).replace(OPENAPI, DOCS, 1)
         return as_json(WorkflowList(items=items, next_cursor=following, docs_url=docs))
 

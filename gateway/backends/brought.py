@@ -109,7 +109,10 @@ class Brought:
                 return
             # one by one: each may be megabytes
             request = CheckRequest(workflows=[to_check(workflow)])
-            (checked,) = await self._service.check(request)
+            answer = await self._service.check(request)
+            if len(answer) != 1:
+                raise BackendError(f"{len(answer)} answers about one workflow")
+            checked = answer[0]
         self._states[checked.digest] = _state(checked)
 
 

@@ -45,6 +45,9 @@ _TOLD_WITHIN_S = 5.0
 _OLD_S = 3600.0
 """No work lasts that long: a folder of that age is one of a process that was killed."""
 
+_NOT_OF_THE_FILE = frozenset({"mesh_out_of_range", "mesh_timeout"})
+"""What the other parameters bring about, too."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -63,7 +66,9 @@ class CpuBackend:
         self._transfers = transfers
         self._folder = folder
         self._runs: dict[str, _Run] = {}
+        self._followed: set[str] = set()
         self._closing = False
+        self._broken_off: set[str] = set()
         self._untold: set[str] = set()
         self._told = asyncio.Event()
 
@@ -103,7 +108,9 @@ class CpuBackend:
         """
         self._closing = True
         at_work = {id_: run for id_, run in self._runs.items() if not _is_done(run)}
-        self._untold = set(at_work)
+        self._broken_off = set(at_work)
+        # nobody ever writes of one that is not followed
+        self._untold = self._broken_off & self._followed
         for run_id in at_work:
             await self._drop(run_id)
         await self._pool.close()
@@ -135,38 +142,49 @@ class CpuBackend:
         run = self._runs.get(run_id)
         if run is None:
             raise self._lost(run_id)
-        delivered = False
+        self._followed.add(run_id)
+        delivered = lost = False
         try:
             # never more before its end: the row must not say that it executes, or a clean stop
             # would count as a death
             yield Progressed(fraction=0)
-            if run.work is None:
+            if run.work is None and run_id in self._runs:
                 run.work = asyncio.create_task(self._carry_out(run.order), name=f"cpu {run_id}")
-            await asyncio.wait({run.work})
-            if run.work.cancelled():
-                raise self._lost(run_id) if self._closing else RunCancelled(NAME)
+            if run.work is not None:
+                await asyncio.wait({run.work})
+            if run.work is None or run.work.cancelled():
+                lost = self._closing
+                raise self._lost(run_id) if lost else RunCancelled(NAME)
             produced = run.work.result()
             delivered = True
             yield produced
         finally:
+            self._followed.discard(run_id)
+            if not lost and not delivered:
+                # it ended by another's hand: who followed it writes nothing that says so here
+                self._is_told(run_id)
             if not delivered:
                 await self._drop(run_id)
 
     async def cancel(self, run_id: str, reference: str | None) -> None:
         """Stop it; one that is another process's is stopped by who follows it there."""
         del reference
-        self._untold.discard(run_id)
-        self._told.set()
+        self._is_told(run_id)
         await self._drop(run_id)
 
     async def forget(self, run_id: str, reference: str) -> None:
         """Its file is safe."""
         del reference
+        self._is_told(run_id)
         self._runs.pop(run_id, None)
+
+    def _is_told(self, run_id: str) -> None:
+        self._untold.discard(run_id)
+        self._told.set()
 
     def _lost(self, run_id: str) -> RunLost:
         """What to say of a run that is not under way here and had been started."""
-        stopped = run_id in self._untold
+        stopped = run_id in self._broken_off
         return RunLost("stopped" if stopped else "begun by another process", executed=not stopped)
 
     async def _drop(self, run_id: str) -> None:
@@ -178,16 +196,11 @@ class CpuBackend:
 
     async def _carry_out(self, order: Order) -> Produced:
         began = time.monotonic()
-        seconds = order.call.timeout_s
         try:
-            async with asyncio.timeout(seconds), self._work_folder() as folder:
+            async with self._work_folder() as folder:
                 return await self._in_folder(order, folder, began)
         except MeshError as error:
-            raise _failed(order, error.code, error.message) from None
-        except TimeoutError:
-            message = f"The execution took longer than {seconds:g} seconds."
-            failure = Failure(kind="fatal", code="timeout", message=message)
-            raise RunFailed(failure, executed=True) from None
+            raise _failed(order, error) from None
         except OSError as error:
             _log.warning("run %s: %s", order.run_id, error)
             failure = Failure(
@@ -206,9 +219,9 @@ class CpuBackend:
             }
         )
         (slot,) = order.slots
-        (file,) = order.inputs[INPUT]
-        await self._transfers.fetch(file, work.source)
-        report = await self._pool.run(work)
+        report = await self._worked(order, work)
+        # It costs no work, and what the stages before have cost is spent: so it has no end of its
+        # own. Who follows the run stops it at the job's deadline.
         sent = await self._transfers.deliver(work, slot, faces=report.faces)
         return Produced(
             outputs=(sent,),
@@ -216,6 +229,22 @@ class CpuBackend:
             engine=NAME,
             duration_seconds=round(time.monotonic() - began, 3),
         )
+
+    async def _worked(self, order: Order, work: MeshOrder) -> MeshReport:
+        (file,) = order.inputs[INPUT]
+        seconds = order.call.timeout_s
+        within = asyncio.timeout(seconds)
+        try:
+            async with within:
+                await self._transfers.fetch(file, work.source)
+                return await self._pool.run(work)
+        except TimeoutError:
+            if not within.expired():
+                # the system's: a disk behind a network
+                raise
+            message = f"The execution took longer than {seconds:g} seconds."
+            failure = Failure(kind="fatal", code="timeout", message=message)
+            raise RunFailed(failure, executed=True) from None
 
     @contextlib.asynccontextmanager
     async def _work_folder(self) -> AsyncGenerator[Path]:
@@ -251,11 +280,13 @@ def _is_done(run: _Run) -> bool:
     return run.work is not None and run.work.done()
 
 
-def _failed(order: Order, code: str, message: str) -> RunFailed:
+def _failed(order: Order, error: MeshError) -> RunFailed:
     """Say whose fault it is: a process that died may do better, a mesh of ours is our own fault."""
     ours = INPUT in order.call.made_inputs
-    kind = "transient" if code == "mesh_crashed" else "fatal" if ours else "usage"
-    return RunFailed(Failure(kind=kind, code=code, message=message), executed=True)
+    kind = "transient" if error.code == "mesh_crashed" else "fatal" if ours else "usage"
+    named = kind == "usage" and error.code not in _NOT_OF_THE_FILE
+    message = f"{INPUT}: {error.message}" if named else error.message
+    return RunFailed(Failure(kind=kind, code=error.code, message=message), executed=True)
 
 
 def _tidied(folder: Path) -> None:

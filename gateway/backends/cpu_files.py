@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import AsyncGenerator, Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -19,6 +20,8 @@ _CHUNK = 1024 * 1024
 _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 3.0
 _AGAIN = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
+
+_log = logging.getLogger(__name__)
 
 
 class Transfers:
@@ -68,12 +71,13 @@ class Transfers:
             raise _failed("transient", "input_changed", "model_url: not what was announced")
 
     async def deliver(self, work: MeshOrder, slot: Slot, *, faces: int) -> OutputFile:
-        """Bring a finished file into its slot, as often as it takes; its execution time is the end.
+        """Bring a finished file into its slot, as often as it takes, until it is cancelled.
 
         Raises RunFailed when the slot refuses it, OSError.
         """
         size = (await asyncio.to_thread(work.target.stat)).st_size
         media_type, delay = MEDIA_TYPES[work.format], _FIRST_DELAY_S
+        told = ""
         while True:
             digest = hashlib.sha256()
             try:
@@ -83,8 +87,10 @@ class Transfers:
                     headers={"content-type": media_type, "content-length": str(size)},
                     timeout=httpx.Timeout(60, connect=5),
                 )
-            except httpx.TransportError:
-                answer = None
+            except httpx.TransportError as error:
+                answer, reason = None, f"the transfer broke off ({type(error).__name__})"
+            else:
+                reason = f"the slot answered {answer.status_code}"
             if answer is not None and answer.is_success:
                 return OutputFile(
                     slot=slot.name,
@@ -96,6 +102,9 @@ class Transfers:
             if answer is not None and not (answer.is_server_error or answer.status_code in _AGAIN):
                 message = f"The slot refused the file ({answer.status_code})."
                 raise _failed("transient", "delivery_failed", message)
+            if reason != told:
+                _log.warning("slot %s: %s; it is tried again", slot.name, reason)
+                told = reason
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LONGEST_DELAY_S)
 

@@ -7,6 +7,7 @@ import uuid
 from gateway.errors import FieldError, InvalidParameters
 
 _LATEST = 2**63 - 1
+_NAMED = "name."
 
 
 def cursor_after(created_at: int, row_id: str) -> str:
@@ -26,6 +27,22 @@ def read_cursor(cursor: str) -> tuple[int, str]:
     if not 0 <= place[0] <= _LATEST:
         raise _not_ours()
     return place
+
+
+def cursor_behind(name: str) -> str:
+    """Point behind that row of a list in order of names."""
+    return base64.urlsafe_b64encode(f"{_NAMED}{name}".encode()).decode().rstrip("=")
+
+
+def read_name(cursor: str) -> str:
+    """Name the row a page ended with. Raises InvalidParameters when the cursor is none of ours."""
+    try:
+        plain = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+    except (ValueError, binascii.Error):
+        raise _not_ours() from None
+    if not plain.startswith(_NAMED):
+        raise _not_ours()
+    return plain.removeprefix(_NAMED)
 
 
 def _not_ours() -> InvalidParameters:

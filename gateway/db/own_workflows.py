@@ -105,6 +105,16 @@ class OwnWorkflowRows:
         row = await self._db.read(lambda reading: reading.row(query))
         return None if row is None or row["removed_at"] is not None else _head(row)
 
+    async def version(self, name: str, version: int) -> Head | None:
+        """Look up one version, without its content; None for one that was removed."""
+        query = select(*_HEAD).where(
+            workflows.c.name == name,
+            workflows.c.version == version,
+            workflows.c.removed_at.is_(None),
+        )
+        row = await self._db.read(lambda reading: reading.row(query))
+        return None if row is None else _head(row)
+
     async def heads(self) -> Sequence[Head]:
         """List the newest version of every workflow that is not removed, by name."""
         query = select(*_HEAD, workflows.c.removed_at).where(*_newest())

@@ -18,6 +18,10 @@ def blamed(call: Call, failure: Failure, *, last: bool) -> Failure:
     """
     place = failure.message.partition(":")[0]
     source = _source(call, place)
+    said = call.as_sent(place)
+    if source is not None:
+        message = said + failure.message[len(place) :]
+        failure = failure.model_copy(update={"message": message})
     if failure.code not in _CODES or source is None:
         return failure
     if source.key is None:
@@ -26,11 +30,11 @@ def blamed(call: Call, failure: Failure, *, last: bool) -> Failure:
         return Failure(
             kind="usage",
             code="input_gone",
-            message=f"{place}: the file was deleted after the job was taken",
+            message=f"{said}: the file was deleted after the job was taken",
         )
     kind = "transient" if failure.kind == "transient" else "fatal"
     return Failure(
-        kind=kind, code=failure.code, message=f"{place}: the file could not be read from storage"
+        kind=kind, code=failure.code, message=f"{said}: the file could not be read from storage"
     )
 
 

@@ -23,6 +23,15 @@ _UNDERSTOOD = re.compile(
     r"KHR_materials_\w+|KHR_texture_transform|KHR_mesh_quantization|KHR_lights_punctual"
     r"|KHR_xmp_json_ld|EXT_texture_webp"
 )
+_SMALL, _FLOAT = (5120, 5121, 5122, 5123), 5126
+_ATTRIBUTES = {
+    "POSITION": (("VEC3",), (*_SMALL, _FLOAT)),
+    "NORMAL": (("VEC3",), (5120, 5122, _FLOAT)),
+    "TANGENT": (("VEC4",), (5120, 5122, _FLOAT)),
+    "TEXCOORD": (("VEC2",), (*_SMALL, _FLOAT)),
+    "COLOR": (("VEC3", "VEC4"), (5121, 5123, _FLOAT)),
+}
+"""Types and component types of each attribute, with those of KHR_mesh_quantization."""
 _TEXTURES = ("PNG", "JPEG", "WEBP")
 
 
@@ -125,14 +134,25 @@ def _primitives(document: Document) -> None:
                     raise MeshError("mesh_invalid", "The indices of a mesh are not whole numbers.")
             rows = {name: item(document.accessors, n, "accessor") for name, n in
                     primitive.attributes.items()}  # fmt: skip
-            position = rows.get("POSITION")
-            if position is None or position.type != "VEC3" or position.component_type == 5125:  # noqa: PLR2004  # unsigned int
-                raise MeshError("mesh_invalid", "A mesh has no positions of three numbers.")
-            if any(a.count != position.count or a.type.startswith("MAT") for a in rows.values()):
-                raise MeshError("mesh_invalid", "The attributes of a mesh differ in length.")
+            _attributes(rows)
+
+
+def _attributes(rows: dict[str, Accessor]) -> None:
+    if "POSITION" not in rows:
+        raise MeshError("mesh_invalid", "A mesh has no positions.")
+    for name, accessor in rows.items():
+        if accessor.count != rows["POSITION"].count or accessor.type.startswith("MAT"):
+            raise MeshError("mesh_invalid", "The attributes of a mesh differ in length.")
+        kind = re.sub(r"_\d+$", "", name)
+        types, components = _ATTRIBUTES.get(kind, (WIDTHS, COMPONENTS))
+        if accessor.type not in types or accessor.component_type not in components:
+            raise MeshError("mesh_invalid", f"The attribute {kind} of a mesh has a wrong type.")
 
 
 def _textures(document: Document, blob: memoryview, limits: MeshLimits) -> None:
+    for texture in document.textures:
+        if (shown := texture.image()) is not None:
+            item(document.images, shown, "image")
     pixels = 0
     for image in document.images:
         if image.buffer_view is None:

@@ -45,7 +45,7 @@ def write(path: Path, document: Document, slices: Iterable[memoryview | bytes]) 
     """Write a GLB whose buffer is the slices in their order, each begun at a multiple of four."""
     parts = list(slices)
     size = sum(_padded(len(part)) for part in parts)
-    text = json.dumps(document.plain(), separators=(",", ":"), ensure_ascii=False).encode()
+    text = _text(document)
     text += b" " * (-len(text) % 4)
     total = _HEAD + 8 + len(text) + (8 + size if size else 0)
     if total >= 2**32:
@@ -58,6 +58,10 @@ def write(path: Path, document: Document, slices: Iterable[memoryview | bytes]) 
         for part in parts:
             file.write(part)
             file.write(b"\0" * (_padded(len(part)) - len(part)))
+
+
+def _text(document: Document) -> bytes:
+    return json.dumps(document.plain(), separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _padded(size: int) -> int:
@@ -83,12 +87,15 @@ def _no_constant(name: str) -> NoReturn:
 def _document(text: bytes) -> Document:
     try:
         document = Document.model_validate(json.loads(text, parse_constant=_no_constant))
-        # what is nested too deeply to be written again is refused before any work
-        document.plain()
+        # what cannot be written again, as it is nested too deeply, is refused before any work
+        _text(document)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part)[:40] for part in first["loc"][:6])
         raise MeshError("mesh_invalid", f"The glTF document is wrong at {where}.") from None
+    except UnicodeEncodeError:
+        # JSON can escape half of a surrogate pair, which no Unicode text may have
+        raise MeshError("mesh_invalid", "A text of the glTF document is no Unicode.") from None
     except (ValueError, RecursionError):
         raise MeshError("mesh_invalid", "The glTF document is no JSON that can be read.") from None
     return document

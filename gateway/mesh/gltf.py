@@ -106,20 +106,28 @@ class Image(Part):
     uri: str | None = None
 
 
+class WebP(Part):
+    """An image that goes before the texture's own."""
+
+    source: Index | None = None
+
+
+class TextureExtensions(Part):
+    """The one extension of textures that names another image."""
+
+    webp: WebP | None = Field(default=None, alias="EXT_texture_webp")
+
+
 class Texture(Part):
     """An image and how it is sampled."""
 
     source: Index | None = None
-    extensions: dict[str, Any] = {}
+    extensions: TextureExtensions = TextureExtensions()
 
     def image(self) -> int | None:
         """The image that is shown; WebP goes before what stands in for it."""
-        webp: object = self.extensions.get("EXT_texture_webp")
-        if isinstance(webp, dict):
-            source: object = webp.get("source")  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]  # a stranger's JSON
-            if isinstance(source, int):
-                return source
-        return self.source
+        webp = self.extensions.webp
+        return self.source if webp is None or webp.source is None else webp.source
 
 
 class TextureUse(Part):

@@ -5,7 +5,7 @@ mesh that is shown several times becomes as many meshes, which share all the res
 and children.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ _SMALLEST, _LARGEST = 1e-9, 1e9
 """Metres of a longest side that single precision still holds with all its digits."""
 _FLAT = 1e-9
 """Of the longest side: an axis shorter than that has no size."""
+_INEXACT = 1e-5
+"""Of the longest side: far more than storing vertices in single precision may change."""
 _TRANSFORM = {"matrix", "translation", "rotation", "scale", "camera", "skin"}
 
 
@@ -93,6 +95,18 @@ def _bake(model: Model, size: Floats, factors: Floats, middle: Floats, at: Float
         "scene": 0,
     }
     model.document = model.document.model_copy(update=changed)
+    _check_size(model, size, factors, middle)
+
+
+def _check_size(model: Model, size: Floats, factors: Floats, middle: Floats) -> None:
+    """Refuse to hand out a model that came out at another size, whatever the reason."""
+    low, high = bounds(model)
+    # places far from the origin have lost digits before any work
+    allowed = (_INEXACT * size.max() + 1e-12 * np.abs(middle)) * factors + _INEXACT * _SMALLEST
+    if (np.abs(high - low - size * factors) > allowed).any():
+        raise MeshError(
+            "mesh_out_of_range", "Internal check: the model came out at a size it must not have."
+        )
 
 
 def _still(node: Node, *, shown: bool) -> Node:
@@ -109,31 +123,42 @@ class _Bakery:
     """Writes vertices as seen from the world; what primitives share, they go on sharing."""
 
     model: Model
-    done: dict[tuple[int, bytes], int]
+    done: dict[tuple[Hashable, ...], int]
+    """Accessors by what they hold and all that it was made of: one number may serve as many."""
 
     def primitive(self, primitive: Primitive, matrix: Floats) -> Primitive:
         attributes = dict(primitive.attributes)
-        attributes["POSITION"] = self._once(attributes["POSITION"], matrix, self._positions)
+        index, seen = attributes["POSITION"], matrix.tobytes()
+        attributes["POSITION"] = self._once(
+            ("positions", index, seen), lambda: self._positions(index, matrix)
+        )
         changed: dict[str, Any] = {}
         if not _keeps_directions(matrix[:3, :3]):
-            for name, write in (("NORMAL", self._normals), ("TANGENT", self._tangents)):
-                if name in attributes:
-                    attributes[name] = self._once(attributes[name], matrix, write)
-            if np.linalg.det(matrix[:3, :3]) < 0 and primitive.mode >= TRIANGLES:
-                changed["indices"] = self._once(
-                    primitive.attributes["POSITION"]
-                    if primitive.indices is None
-                    else primitive.indices,
-                    matrix,
-                    lambda _, __: self.model.add_faces(self.model.faces(primitive)[:, ::-1]),
+            if (normal := attributes.get("NORMAL")) is not None:
+                attributes["NORMAL"] = self._once(
+                    ("normals", normal, seen), lambda: self._normals(normal, matrix)
                 )
-                changed["mode"] = TRIANGLES
+            if (tangent := attributes.get("TANGENT")) is not None:
+                attributes["TANGENT"] = self._once(
+                    ("tangents", tangent, seen), lambda: self._tangents(tangent, matrix)
+                )
+            if np.linalg.det(matrix[:3, :3]) < 0:
+                changed = self._turned(primitive)
         return primitive.model_copy(update={"attributes": attributes, **changed})
 
-    def _once(self, index: int, matrix: Floats, write: Callable[[int, Floats], int]) -> int:
-        key = (index, matrix.tobytes())
+    def _turned(self, primitive: Primitive) -> dict[str, Any]:
+        """What makes a mirrored primitive's triangles look outwards again."""
+        faces = self.model.faces(primitive)
+        if not len(faces):
+            return {}
+        count = self.model.count(primitive.attributes["POSITION"])
+        key = ("faces", primitive.indices, primitive.mode, count)
+        indices = self._once(key, lambda: self.model.add_faces(faces[:, ::-1]))
+        return {"indices": indices, "mode": TRIANGLES}
+
+    def _once(self, key: tuple[Hashable, ...], write: Callable[[], int]) -> int:
         if key not in self.done:
-            self.done[key] = write(index, matrix)
+            self.done[key] = write()
         return self.done[key]
 
     def _positions(self, index: int, matrix: Floats) -> int:

@@ -115,11 +115,12 @@ class MeshPool:
             _log.debug("the mesh process was gone before it was told what to do")
         said, complained = await asyncio.gather(process.stdout.read(), process.stderr.read())
         code = await process.wait()
+        if complained or code:
+            tail = complained[-_TAIL:].decode(errors="replace")
+            _log.error("the mesh process ended with %s: %s", code, tail)
         try:
             return Answer.model_validate_json(said)
         except ValidationError:
-            tail = complained[-_TAIL:].decode(errors="replace")
-            _log.error("the mesh process ended with %s: %s", code, tail)
             return Answer(code="mesh_crashed", message="The process working on the model died.")
 
 

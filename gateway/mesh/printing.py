@@ -1,5 +1,6 @@
 """Writes a scene for slicers, STL and 3MF: in millimetres, z up, its least corner at the origin."""
 
+import re
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ _HEAD = """<?xml version="1.0" encoding="UTF-8"?>
 <resources>
 """
 
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML 1.0 has no way to write: the opposite of its production Char."""
 _STL_ROW = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 
 
@@ -75,8 +78,7 @@ def write_3mf(model: Model, path: Path) -> int:
 
 def _object(file: IO[bytes], number: int, name: str, points: Floats, faces: Ints) -> None:
     head = f'<object id="{number}" name={quoteattr(name)} type="model"><mesh>\n<vertices>\n'
-    # XML has no way to write most control characters
-    file.write("".join(c for c in head if c >= " " or c == "\n").encode(errors="replace"))
+    file.write(_NOT_XML.sub("", head).encode())
     for start in range(0, len(points), _ROWS):
         rows = points[start : start + _ROWS]
         text = '<vertex x="%.9g" y="%.9g" z="%.9g"/>\n' * len(rows)

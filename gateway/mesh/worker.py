@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 import threading
+import traceback
 
 from pydantic import BaseModel, ConfigDict
 
@@ -50,8 +51,10 @@ def _limit(limits: MeshLimits) -> None:
 
 
 def _end_with_parent() -> None:
-    # the pipe stays open as long as the parent lives, however it ends
-    sys.stdin.buffer.read()
+    # the pipe stays open as long as the parent lives, however it ends; a thread that waits within
+    # sys.stdin would hold its lock, and the interpreter aborts when it cannot close it at the end
+    while os.read(0, 4096):
+        pass
     os._exit(1)
 
 
@@ -64,6 +67,12 @@ def _answer(task: Task) -> Answer:
         return Answer(code=error.code, message=error.message)
     except MemoryError:
         return Answer(code="mesh_too_large", message="The model needs more memory than allowed.")
+    except (OSError, ImportError):
+        # a full disk or a broken installation is no fault of the model: the process dies of it
+        raise
+    except Exception:  # noqa: BLE001  # what no check foresaw in a stranger's file
+        traceback.print_exc()
+        return Answer(code="mesh_invalid", message="The model is broken: repair and export it.")
 
 
 if __name__ == "__main__":

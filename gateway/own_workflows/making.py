@@ -9,7 +9,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from gateway.backends.brought import PREFIX
 from gateway.errors import FieldError, InvalidParameters
-from gateway.own_workflows import nodes
+from gateway.own_workflows.contradictions import check_outputs, check_sources, check_steps
 from gateway.own_workflows.faults import fault, node_name, place_of, refused, unfit
 from gateway.own_workflows.marks import MOST_FILES, found_outputs, marked_params
 from gateway.own_workflows.params import Kinds, is_reserved, params_model
@@ -24,11 +24,12 @@ from gpu_server.workflow import (
     content_digest,
     make_workflow,
 )
-from gpu_server.workflow.graph import is_link, resolve
+from gpu_server.workflow.file_inputs import OWN_TOOL, unfilled
+from gpu_server.workflow.graph import is_link
 from gpu_server.workflow.manifest import PREFIX_ROOT, Manifest, Param
 from gpu_server.workflow.node_specs import ObjectInfo
 
-TOOL = "workflows"
+TOOL = OWN_TOOL
 
 MOST_PARAMS = 100
 LONGEST_NAME = 200
@@ -61,10 +62,13 @@ def make(name: str, graph: Graph, sent: Json | None, info: ObjectInfo | None) ->
     manifest = _manifest(name, graph, sent or {}, info)
     _check_params(graph, manifest, info)
     _check_slots(manifest)
+    check_outputs(graph, manifest)
+    check_sources(manifest)
     params = {
         key: param.model_copy(update={"json_schema": schema_of(graph, key, param, info)})
         for key, param in manifest.params.items()
     }
+    check_steps(manifest, params)
     whole = _dumped(manifest.model_copy(update={"params": params}))
     plain = cast("Json", graph)
     workflow = stored(name, plain, whole)
@@ -97,7 +101,9 @@ def _manifest(name: str, graph: Graph, sent: Json, info: ObjectInfo | None) -> M
         whole["outputs"] = cast("Json", found_outputs(graph, info))
     given = whole.get("fixed", {})
     if isinstance(given, dict):
-        whole["fixed"] = {**given, **_prefixes(graph)}
+        # by whatever address: each prefix is set here
+        kept = {to: value for to, value in given.items() if not _is_prefix(to)}
+        whole["fixed"] = {**kept, **_prefixes(graph)}
     try:
         return Manifest.model_validate(whole)
     except ValidationError as error:
@@ -108,6 +114,10 @@ def _wrong(error: Mapping[str, object]) -> FieldError:
     parts = cast("tuple[object, ...]", error["loc"])
     message = str(error["msg"]).removeprefix("Value error, ")
     return fault(".".join(map(str, ("manifest", *parts))), str(error["type"]), message)
+
+
+def _is_prefix(address: str) -> bool:
+    return address.removeprefix("title:").partition(".")[2] == "filename_prefix"
 
 
 def _prefixes(graph: Graph) -> Json:
@@ -129,7 +139,6 @@ def _prefixes(graph: Graph) -> Json:
 
 def _check_params(graph: Graph, manifest: Manifest, info: ObjectInfo | None) -> None:
     errors: list[FieldError] = []
-    filled: set[tuple[str, str]] = set()
     if len(manifest.params) > MOST_PARAMS:
         message = f"are {len(manifest.params)}: at most {MOST_PARAMS}"
         errors.append(fault("params", "too_long", message))
@@ -141,11 +150,12 @@ def _check_params(graph: Graph, manifest: Manifest, info: ObjectInfo | None) -> 
         if param.upload is not None and param.upload not in Kinds:
             message = f"{param.upload} files cannot be sent with a call"
             errors.append(fault(f"params.{name}", "unsupported", message))
-        try:
-            filled |= set(_places(graph, param))
-        except WorkflowError as error:
-            raise unfit(error) from None
-    errors += _unmarked_files(graph, filled, info)
+    try:
+        for one in unfilled(graph, manifest, info):
+            said = f"{node_name(one.node, graph[one.node])}: {one.name}: {one.detail}"
+            errors.append(fault(place_of(one.node, one.name), one.code, said))
+    except WorkflowError as error:
+        raise unfit(error) from None
     if errors:
         raise InvalidParameters(errors[:20])
 
@@ -161,28 +171,6 @@ def _bad_names(name: str, param: Param) -> Iterator[FieldError]:
             yield fault(f"params.{name}", "bad_name", message)
 
 
-def _places(graph: Graph, param: Param) -> Iterator[tuple[str, str]]:
-    for target in param.targets:
-        yield resolve(graph, target.to)
-    for to in param.chain.set if param.chain else ():
-        yield resolve(graph, to)
-
-
-def _unmarked_files(
-    graph: Graph, filled: set[tuple[str, str]], info: ObjectInfo | None
-) -> Iterator[FieldError]:
-    """Refuse to read ComfyUI's own disk: what lies there is not the caller's."""
-    for node_id, node in graph.items():
-        key = nodes.file_input(info, node)
-        if key is None or (node_id, key) in filled or is_link(node["inputs"].get(key)):
-            continue
-        message = (
-            f"{node_name(node_id, node)} reads a file of ComfyUI's own disk: make it an input of "
-            "the call by the title `input: <name>`"
-        )
-        yield fault(place_of(node_id, key), "unmarked_file", message)
-
-
 def _check_slots(manifest: Manifest) -> None:
     """Keep to the number of files one run can deliver."""
     total = 0
@@ -193,6 +181,9 @@ def _check_slots(manifest: Manifest) -> None:
         if most is None or not 1 <= most <= MOST_FILES:
             message = f"max must be 1 to {MOST_FILES}, or a parameter whose limits say so"
             raise refused(f"outputs.{name}.max", "too_many_outputs", message)
+        if output.min > most:
+            message = f"min is {output.min}, which is above its max, {most}: no run could fit"
+            raise refused(f"outputs.{name}", "no_output_fits", message)
         total += most
     if total > MAX_SLOTS:
         message = f"allow {total} files together: at most {MAX_SLOTS}"

@@ -15,6 +15,7 @@ from gateway.own_workflows import nodes
 from gateway.own_workflows.faults import fault, node_name, place_of
 from gpu_server.protocol import MAX_SLOTS
 from gpu_server.workflow import Graph
+from gpu_server.workflow.file_inputs import file_inputs
 from gpu_server.workflow.node_specs import InputSpec, ObjectInfo
 from gpu_server.workflow.sources import names_a_model
 
@@ -97,11 +98,12 @@ def _meant(info: ObjectInfo | None, node: Mapping[str, Any], part: str) -> tuple
         if key not in values:
             raise _Wrong(f"it has no value {key!r}: {_listed(values)}")
         return name, key
-    file = nodes.file_input(info, node)
-    if file is not None:
-        return name, file
-    if name in values:
+    files = file_inputs(info, node)
+    if name in values and (name in files or not files):
         return name, name
+    if files:
+        # what else such a node holds is named by a dot
+        values = files
     if len(values) == 1:
         return name, values[0]
     raise _Wrong(f"say which value {name!r} is, as input: {name}.<value>: {_listed(values)}")
@@ -129,7 +131,7 @@ def _plain_name(kind: str, taken: Mapping[str, str]) -> str:
 def _param(info: ObjectInfo | None, node_id: str, node: Mapping[str, Any], key: str) -> Json:
     """Make the parameter that fills one input."""
     target = f"{node_id}.{key}"
-    if key == nodes.file_input(info, node):
+    if key in file_inputs(info, node):
         kind = nodes.upload_kind(info, node, key)
         if kind is None:
             raise _Wrong(f"{key} takes a kind of file that cannot be sent")

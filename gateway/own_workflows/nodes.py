@@ -7,25 +7,15 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from gpu_server.workflow import Graph
+from gpu_server.workflow.file_inputs import LOADERS, Upload
 from gpu_server.workflow.graph import is_link
 from gpu_server.workflow.node_specs import WIDGET_TYPES, InputSpec, ObjectInfo, node_spec
 
-Upload = Literal["image", "mask", "audio", "video"]
 OutputKind = Literal["image", "video", "audio", "model", "text", "file"]
 
 SEEDS = frozenset({"seed", "noise_seed"})
 _NO_VALUES = frozenset({"upload", "audioUI", "choose file to upload", "control_after_generate"})
 """Widgets of the editor that some versions export along."""
-_LOADERS: Mapping[str, tuple[str, Upload]] = {
-    "LoadImage": ("image", "image"),
-    "LoadImageMask": ("image", "mask"),
-    "LoadImageOutput": ("image", "image"),
-    "LoadVideo": ("file", "video"),
-    "LoadAudio": ("audio", "audio"),
-    "VHS_LoadVideo": ("video", "video"),
-    "VHS_LoadAudioUpload": ("audio", "audio"),
-}
-"""Well-known class to the input that names its file, and what kind of file that is."""
 _SAVES = ("Save", "VHS_VideoCombine", "PreviewAny")
 _SHOWS = ("Preview", "MaskPreview", "ImageCompare", "LossGraph")
 """Output nodes whose pictures are for the editor alone."""
@@ -68,19 +58,10 @@ def widgets(info: ObjectInfo | None, node: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def file_input(info: ObjectInfo | None, node: Mapping[str, Any]) -> str | None:
-    """Name the input by which a node reads a file of ComfyUI's own disk, if it does."""
-    spec = node_spec(info, node["class_type"], node["inputs"]) if info else None
-    if spec is not None:
-        return next((s.name for s in spec.inputs.values() if s.names_a_file), None)
-    known = _LOADERS.get(node["class_type"])
-    return known[0] if known and known[0] in node["inputs"] else None
-
-
 def upload_kind(info: ObjectInfo | None, node: Mapping[str, Any], name: str) -> Upload | None:
     """Tell what kind of file such an input takes; None for one that cannot be sent."""
-    known = _LOADERS.get(node["class_type"])
-    if known is not None:
+    known = LOADERS.get(node["class_type"])
+    if known is not None and known[0] == name:
         return known[1]
     spec = input_of(info, node, name)
     if spec is None:

@@ -1,20 +1,25 @@
 """A graph as it is sent: the right format, of bearable size, nothing in it that cannot be kept."""
 
 import json
+import re
 from collections.abc import Mapping
+from graphlib import TopologicalSorter
 from typing import cast
 
 from pydantic import JsonValue
 
 from gateway.own_workflows.faults import node_name, place_of, refused, unfit
 from gpu_server.workflow import Graph, WorkflowError
-from gpu_server.workflow.graph import parse_graph
+from gpu_server.workflow.graph import links, parse_graph
 
 MAX_NODES = 2000
 MAX_BYTES = 2_000_000
 """Most bytes of a graph as JSON."""
 _DEEPEST = 64
 _LONGEST_ID = 100
+_ID = re.compile(rf"[A-Za-z0-9_:-]{{1,{_LONGEST_ID}}}")
+_LONGEST_CHAIN = 500
+"""Most nodes one behind another: ComfyUI follows links by recursion, and Python's has an end."""
 _LONGEST_CLASS = 200
 
 EXPORT = (
@@ -31,19 +36,43 @@ def read_graph(sent: JsonValue) -> Graph:
     graph = _parsed(sent) if isinstance(sent, str) else sent
     if not isinstance(graph, dict):
         raise refused("graph", "not_a_graph", f"must be an object of nodes: {EXPORT}")
-    if isinstance(graph.get("nodes"), list) and isinstance(graph.get("links"), list):
+    if isinstance(graph.get("nodes"), list):
         message = f"is the file of ComfyUI's editor, which a run cannot be made from: {EXPORT}"
         raise refused("graph", "ui_format", message)
     if len(graph) > MAX_NODES:
         raise refused("graph", "too_large", f"has {len(graph)} nodes: at most {MAX_NODES}")
+    _require_unwrapped(graph)
     require_keepable("graph", graph)
+    for node_id in graph:
+        _check_id(node_id)
     try:
         parsed = parse_graph(graph)
     except WorkflowError as error:
         raise unfit(error) from None
     for node_id, node in parsed.items():
         _check_node(node_id, node)
+    _check_depth(parsed)
     return parsed
+
+
+def _require_unwrapped(graph: Mapping[str, JsonValue]) -> None:
+    inner = graph.get("prompt")
+    if isinstance(inner, dict) and "class_type" not in inner:
+        message = "is the body of ComfyUI's own /prompt: send what is under `prompt`"
+        raise refused("graph", "wrapped_graph", message)
+
+
+def _check_depth(graph: Graph) -> None:
+    read: dict[str, set[str]] = {node_id: set() for node_id in graph}
+    for node_id, _, source, _ in links(graph):
+        read[node_id].add(source)
+    depth: dict[str, int] = {}
+    for node_id in TopologicalSorter(read).static_order():
+        depth[node_id] = 1 + max((depth[source] for source in read[node_id]), default=0)
+        if depth[node_id] > _LONGEST_CHAIN:
+            said = node_name(node_id, graph[node_id])
+            message = f"{said} stands behind a chain of more than {_LONGEST_CHAIN} nodes"
+            raise refused(place_of(node_id), "too_deep", message)
 
 
 def require_keepable(field: str, value: JsonValue) -> None:
@@ -85,10 +114,16 @@ def _depth(value: JsonValue) -> int:
     return depth
 
 
-def _check_node(node_id: str, node: Mapping[str, object]) -> None:
-    if "." in node_id or not 1 <= len(node_id) <= _LONGEST_ID:
-        message = f"a node's id has 1 to {_LONGEST_ID} characters and no dot: change it in the file"
+def _check_id(node_id: str) -> None:
+    if not _ID.fullmatch(node_id):
+        message = (
+            f"the node id {node_id[:64]!r} is none: 1 to {_LONGEST_ID} letters, digits, _, : and - "
+            "without a dot; change it in the file"
+        )
         raise refused(place_of(node_id), "bad_node_id", message)
+
+
+def _check_node(node_id: str, node: Mapping[str, object]) -> None:
     if len(str(node["class_type"])) > _LONGEST_CLASS:
         message = f"a class_type has at most {_LONGEST_CLASS} characters"
         raise refused(place_of(node_id), "workflow_invalid", message)

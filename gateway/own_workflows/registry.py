@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -10,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from pydantic import JsonValue
 
 from gateway.backends.base import BackendUnreachable, WorkflowReadiness
+from gateway.backends.brought import PREFIX
 from gateway.db import DatabaseUnavailable
 from gateway.db.own_workflows import Head, OwnWorkflowRows, Record
 from gateway.errors import InvalidParameters, NotEnabled, NotFound
@@ -19,13 +19,15 @@ from gateway.own_workflows.texts import seen_by_policy
 from gateway.own_workflows.tool import own_tool, tool_name, version_name
 from gateway.security.policy import Policy, PolicyCall, enforce
 from gateway.tool import AnyTool, ToolParams, body_of
+from gpu_server.lru import Lru
 from gpu_server.workflow import Workflow
 from gpu_server.workflow.node_specs import ObjectInfo
 
 _log = logging.getLogger(__name__)
 
 REFRESH_S = 5.0
-_MOST_KEPT = 500
+LEAST_KEPT = 500
+"""Versions that are remembered, or as many as a caller may have workflows."""
 
 
 @runtime_checkable
@@ -61,7 +63,7 @@ class StoredWorkflows:
 
     def __init__(self, rows: OwnWorkflowRows) -> None:
         self.rows = rows
-        self._kept: OrderedDict[str, Workflow] = OrderedDict()
+        self._kept: Lru[str, Workflow] = Lru(LEAST_KEPT)
 
     async def by_digest(self, digest: str) -> Workflow | None:
         """Find a workflow, removed ones included: jobs of theirs may still wait."""
@@ -82,9 +84,7 @@ class StoredWorkflows:
 
     def keep(self, workflow: Workflow) -> None:
         """Remember one."""
-        self._kept[workflow.digest] = workflow
-        if len(self._kept) > _MOST_KEPT:
-            self._kept.popitem(last=False)
+        self._kept.keep(workflow.digest, workflow)
 
 
 class OwnWorkflows:
@@ -105,7 +105,8 @@ class OwnWorkflows:
         self._policy = policy
         self._enabled = enabled
         self._most = most
-        self._known: OrderedDict[tuple[str, int], OwnWorkflow] = OrderedDict()
+        # a list of all of a caller's must find them all again
+        self._known: Lru[tuple[str, int], OwnWorkflow] = Lru(max(LEAST_KEPT, most))
 
     async def add(
         self, caller: str, name: str, graph: JsonValue, manifest: dict[str, JsonValue] | None
@@ -142,7 +143,11 @@ class OwnWorkflows:
         head = await self.rows.head(name)
         if head is None or head.caller != caller:
             raise NotFound("There is no such workflow; GET /api/workflows lists yours.")
-        own = await self._version(name, head.version if version is None else version)
+        wanted = head
+        if version is not None and version != head.version:
+            # what is remembered may have been removed since, by another gateway, too
+            wanted = await self.rows.version(name, version)
+        own = None if wanted is None else await self._version(wanted)
         if own is None:
             raise NotFound(f"The workflow {name} has no such version; its newest: {head.version}.")
         return own
@@ -154,18 +159,24 @@ class OwnWorkflows:
 
     async def current(self) -> tuple[OwnWorkflow, ...]:
         """List the newest version of every workflow there is, by name."""
-        found = [await self._version(one.name, one.version) for one in await self.rows.heads()]
-        # one that was removed in between is left out
+        return await self.made(await self.rows.heads())
+
+    async def made(self, heads: Sequence[Head]) -> tuple[OwnWorkflow, ...]:
+        """Make what these rows are about; one that was removed in between is left out."""
+        found = [await self._version(one) for one in heads]
         return tuple(own for own in found if own is not None)
 
     async def keep_known(self) -> None:
-        """Learn what other gateways took, so that GPU services are asked about it; for ever."""
-        while True:
+        """Learn what other gateways took, so that GPU services are asked about it; for ever.
+
+        Nothing is made of it before somebody calls it.
+        """
+        while self._enabled:
             try:
-                for own in await self.current():
+                for head in await self.rows.heads():
                     for checker in self._checkers:
                         # what nobody asks for is not looked at any more
-                        checker.readiness(own.workflow.name, own.workflow.digest)
+                        checker.readiness(f"{PREFIX}{head.name}", head.digest)
             except DatabaseUnavailable:
                 _log.info("own workflows: the database does not answer")
             except Exception:  # noqa: BLE001 - one bad round must not end the learning
@@ -178,25 +189,25 @@ class OwnWorkflows:
                 "Workflows of your own are switched off here: OWN_WORKFLOWS=true switches them on."
             )
 
-    async def _version(self, name: str, version: int) -> OwnWorkflow | None:
-        known = self._known.get((name, version))
+    async def _version(self, head: Head) -> OwnWorkflow | None:
+        known = self._known.get((head.name, head.version))
         if known is not None:
             return known
-        record = await self.rows.record(name, version)
+        record = await self.rows.record(head.name, head.version)
         workflow = None if record is None else await _workflow(record)
         if record is None or workflow is None:
             return None
         own = self._remember(record, workflow)
         for checker in self._checkers:
-            await checker.check(workflow)
+            state = checker.readiness(workflow.name, workflow.digest)
+            if state is None or state.readiness == "unknown":
+                await checker.check(workflow)
         return own
 
     def _remember(self, head: Head, workflow: Workflow) -> OwnWorkflow:
         tool = own_tool(head.name, head.version, workflow)
         own = OwnWorkflow(head=head, workflow=workflow, tool=tool, body=body_of(tool))
-        self._known[head.name, head.version] = own
-        if len(self._known) > _MOST_KEPT:
-            self._known.popitem(last=False)
+        self._known.keep((head.name, head.version), own)
         return own
 
     async def _nodes(self, classes: Sequence[str]) -> ObjectInfo | None:

@@ -1,16 +1,26 @@
 """The texts of an own workflow as the policy is to see them: the graph's own and the caller's."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from pydantic import JsonValue
 
+from gateway.errors import InvalidParameters
+from gateway.own_workflows.faults import refused
 from gateway.security.policy import GUIDANCE, NEGATIVE_PROMPT
 from gpu_server.workflow import Graph, ParamError, Workflow
 from gpu_server.workflow.graph import is_link, links, resolve
 from gpu_server.workflow.values import transformed
 
 _MOST_LORAS = 20
+MOST_TEXT = 100_000
+"""Most characters that the policy is asked about at once."""
 _NEGATIVE = "negative"
+_STEERS_AWAY = frozenset({"KSampler", "KSamplerAdvanced", "SamplerCustom", "CFGGuider"})
+"""Classes that steer away from what reaches their `negative`, at the guidance `cfg`.
+
+Others hand it on as an output, from where it may become what is asked for: only what ends here is
+known to be avoided.
+"""
 
 Place = tuple[str, str]
 """Node and input."""
@@ -19,8 +29,10 @@ Place = tuple[str, str]
 def seen_by_policy(workflow: Workflow, given: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """List what a call with these values says, by parameter or by `<node>.<input>`.
 
-    Texts that only reach inputs named `negative` stand under the policy's name for them, and the
+    Texts that only reach the `negative` of samplers stand under the policy's name for them, and the
     lowest guidance beside them: with one below 1 they are asked for, not avoided.
+    Raises InvalidParameters for more text than is ever looked at, and for a value that cannot be
+    filled in.
     """
     values, names = _filled(workflow, given)
     negative = _negative_nodes(workflow.graph)
@@ -31,21 +43,32 @@ def seen_by_policy(workflow: Workflow, given: Mapping[str, JsonValue]) -> dict[s
     }
     avoided: list[str] = []
     for (node, key), value in values.items():
-        if not isinstance(value, str):
+        texts = list(_texts(value))
+        if not texts:
             continue
+        text = "\n".join(texts)
         if node in negative:
-            avoided.append(value)
+            avoided.append(text)
         else:
             # several inputs may hold what one parameter says
             name = names.get((node, key), f"{node}.{key}")
-            found[name] = f"{found[name]}\n{value}" if name in found else value
+            found[name] = f"{found[name]}\n{text}" if name in found else text
     if avoided:
         found[NEGATIVE_PROMPT] = "\n".join(avoided)
         found[GUIDANCE] = min(_guidances(values), default=1)
     loras = [value for (_, key), value in values.items() if key == "lora_name"]
     if loras:
         found["loras"] = loras[:_MOST_LORAS]
+    if sum(len(text) for value in found.values() for text in _texts(value)) > MOST_TEXT:
+        raise _too_much(given)
     return found
+
+
+def _too_much(given: Mapping[str, JsonValue]) -> InvalidParameters:
+    sizes = {name: sum(map(len, _texts(value))) for name, value in given.items()}
+    longest = max(sizes, key=lambda name: sizes[name], default=None)
+    message = f"all texts together are more than {MOST_TEXT} characters"
+    return refused("graph" if longest is None else longest, "too_long", message)
 
 
 def _filled(
@@ -57,7 +80,11 @@ def _filled(
         for node_id, node in workflow.graph.items()
         for key, value in node["inputs"].items()
     }
+    # in the order in which a run fills them in
+    for address, value in workflow.manifest.fixed.items():
+        values[resolve(workflow.graph, address)] = value
     names: dict[Place, str] = {}
+    filled = 0
     for name, param in workflow.manifest.params.items():
         for target in param.targets:
             place = resolve(workflow.graph, target.to)
@@ -67,19 +94,33 @@ def _filled(
                 continue
             try:
                 word = transformed(name, target, value)
-            except ParamError:
-                # refused elsewhere, by name; the policy sees what was sent
-                word = value
+            except ParamError as error:
+                raise refused(name, error.code, error.message) from None
             values[place] = f"{values.get(place, '')}{word}" if target.append else word
+            filled += len(word) if isinstance(word, str) else 0
+            if filled > MOST_TEXT:
+                raise _too_much(given)
     return values, names
 
 
+def _texts(value: JsonValue) -> Iterator[str]:
+    """List the texts of one input, those inside lists and objects included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, list) and not is_link(value):
+        for each in value:
+            yield from _texts(each)
+
+
 def _negative_nodes(graph: Graph) -> set[str]:
-    """Find the nodes whose outputs end in inputs named `negative` and nowhere else."""
+    """Find the nodes whose outputs end in the `negative` of samplers and nowhere else."""
     onward: dict[str, set[str]] = {}
     ends: dict[str, set[str]] = {node_id: set() for node_id in graph}
     for node, key, source, _ in links(graph):
-        if key == _NEGATIVE:
+        if key == _NEGATIVE and graph[node]["class_type"] in _STEERS_AWAY:
             ends[source].add(_NEGATIVE)
         else:
             onward.setdefault(source, set()).add(node)

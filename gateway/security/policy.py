@@ -1,5 +1,6 @@
 """What every call passes on its way into a job, and the bounds that stand unless replaced."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 NEGATIVE_PROMPT = "negative_prompt"
 GUIDANCE = "guidance_scale"
+
+_LONGEST_AT_ONCE = 20_000
+"""Most characters judged without leaving the event loop."""
 
 _SAID = {
     "minors": "asks for something sexual with minors, or for both in one call",
@@ -83,6 +87,13 @@ class Bounds:
 
     async def check(self, call: PolicyCall, /) -> None:
         """Raise PolicyViolation for a call out of bounds."""
+        if sum(len(text) for _, text in _texts(call)) > _LONGEST_AT_ONCE:
+            # a caller's graph may hold so much that everybody else would wait for it
+            await asyncio.to_thread(self._judge, call)
+        else:
+            self._judge(call)
+
+    def _judge(self, call: PolicyCall) -> None:
         texts = [(name, words(text)) for name, text in _texts(call)]
         found = [(name, marks(text)) for name, text in texts]
         broken = _broken(found, call)

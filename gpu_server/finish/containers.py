@@ -17,7 +17,7 @@ from av.stream import Stream
 from av.subtitles.stream import SubtitleStream
 from av.video.stream import VideoStream
 
-from gpu_server.finish.facts import Facts, Unreadable
+from gpu_server.finish.facts import FULL, Facts, Unreadable
 
 FORMATS = {
     "video/mp4": "mp4",
@@ -52,7 +52,7 @@ def probed(source: Path) -> Facts:
 def remuxed(source: Path, target: Path, media_type: str) -> Facts:
     """Copy streams without the file's metadata, and without that of each stream.
 
-    Raises Unreadable.
+    Raises Unreadable, OSError.
     """
     options = {"fflags": "+bitexact"}  # the same packets give the same file, whenever it is made
     if media_type in {"video/mp4", "video/quicktime"}:
@@ -64,7 +64,9 @@ def remuxed(source: Path, target: Path, media_type: str) -> Facts:
         ):
             frames = _copied(container, made)
             return _facts(container, frames)
-    except (FFmpegError, ValueError):
+    except (FFmpegError, ValueError) as error:
+        if isinstance(error, FFmpegError) and error.errno in FULL:
+            raise OSError(error.errno, error.strerror) from None
         raise Unreadable("a file with video or sound that can't be read") from None
 
 

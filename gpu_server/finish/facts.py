@@ -1,6 +1,10 @@
 """What is known of a file beside its bytes."""
 
+import errno
 from dataclasses import dataclass
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Errors of a disk, not of the file; not EIO, which FFmpeg says of files that break off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """One file on its way out: streamed where its kind allows it, else by way of the disk."""
 
 import asyncio
+import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,13 +46,26 @@ class _Ready:
     facts: Facts
 
 
+class NotPrepared(RunFailed):
+    """The disk does not take the file, or not give it back, now; opened anew it may."""
+
+    def __init__(self, number: int | None) -> None:
+        # the error's text would carry a path
+        message = f"the GPU service could not prepare the file (error {number})"
+        super().__init__("transient", "delivery_failed", message)
+
+
 class Finishing:
     """One file of ComfyUI, opened as often as sending it takes; leaving it clears the disk."""
 
-    def __init__(self, comfy: ComfyClient, file: ComfyFile, wanted: FileOptions) -> None:
+    def __init__(
+        self, comfy: ComfyClient, file: ComfyFile, wanted: FileOptions, root: Path
+    ) -> None:
+        """`root`: a folder for files under work, the service's own."""
         self._comfy = comfy
         self._file = file
         self._wanted = wanted
+        self._root = root
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._doing: Future[Facts] | None = None
         self._ready: _Ready | None = None
@@ -60,7 +74,10 @@ class Finishing:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        folder = self._folder
+        await self._clear()
+
+    async def _clear(self) -> None:
+        folder, self._folder, self._ready = self._folder, None, None
         if folder is None:
             return
         if self._doing is None or self._doing.done():
@@ -73,8 +90,18 @@ class Finishing:
     async def opened(self) -> AsyncGenerator[Body]:
         """Hand over the file as it is to be sent; what has to be made first is made once.
 
-        Raises ComfyUnavailable, and RunFailed when it can't be made.
+        Raises ComfyUnavailable, NotPrepared, and RunFailed when it can't be made.
         """
+        try:
+            async with self._opened() as body:
+                yield body
+        except OSError as error:
+            # others may need the room until it is made anew
+            await self._clear()
+            raise NotPrepared(error.errno) from None
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncGenerator[Body]:
         if self._ready is None:
             async with self._comfy.view(self._file) as response:
                 source = Source(response, self._file.filename)
@@ -103,10 +130,6 @@ class Finishing:
             raise RunFailed("fatal", "unreadable_output", f"ComfyUI made {error}") from None
         except NotConvertible as error:
             raise RunFailed("usage", "not_convertible", str(error)) from None
-        except OSError as error:
-            # its text would carry a path
-            message = f"the GPU service could not prepare the file (error {error.errno})"
-            raise RunFailed("transient", "delivery_failed", message) from None
         return None
 
     def _filter(self, source: Source, facts: Facts) -> PngFilter | GlbFilter | None:
@@ -143,9 +166,7 @@ class Finishing:
 
     async def _made(self, source: Source, work: _Work) -> _Ready:
         if self._folder is None:
-            self._folder = await asyncio.to_thread(
-                tempfile.TemporaryDirectory[str], prefix="finish-", ignore_cleanup_errors=True
-            )
+            self._folder = await asyncio.to_thread(_folder_in, self._root)
         came, made = Path(self._folder.name) / "came", Path(self._folder.name) / "made"
         await source.save(came)
         self._doing = _WORKERS.submit(work.do, came, made)
@@ -155,6 +176,20 @@ class Finishing:
             await asyncio.to_thread(came.unlink)
         length = (await asyncio.to_thread(path.stat)).st_size
         return _Ready(path=path, media_type=work.media_type, length=length, facts=facts)
+
+
+def tidied(root: Path) -> None:
+    """Remove what a killed process left of its files under work; blocks.
+
+    Only for who holds the journal beside them: all that lies there is nobody's then.
+    """
+    for left in root.glob("finish-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _folder_in(root: Path) -> tempfile.TemporaryDirectory[str]:
+    root.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix="finish-", dir=root, ignore_cleanup_errors=True)
 
 
 def _looking(look: Callable[[Path], Facts], media_type: str) -> _Work:

@@ -6,6 +6,7 @@ ComfyUI writes prompt and workflow into `asset.extras`.
 import json
 import struct
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 from gpu_server.finish.facts import Facts, Unreadable
@@ -19,6 +20,8 @@ _MARK = ("engine", "simulator")
 """What is kept of the extras: that no model made it."""
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 _CORNERS = 3
+_MOST_FACES = 2**31
+"""More than the 32 bits of the column that keeps them take; no real file has as many."""
 
 _Object = Mapping[str, Any]
 
@@ -69,8 +72,12 @@ class GlbFilter:
             return None
         document = bytes(self._front[_FRONT : _FRONT + size])
         made = self._made(document)
-        self.removed = len(document) - len(made)
-        header = _HEADER.pack(magic, version, length - self.removed)
+        removed = len(document) - len(made)
+        try:
+            header = _HEADER.pack(magic, version, length - removed)
+        except struct.error:
+            raise Unreadable("a GLB file whose length is wrong") from None
+        self.removed = removed
         rest = self._front[_FRONT + size :]
         return b"".join([header, _CHUNK.pack(len(made), kind), made, rest])
 
@@ -78,35 +85,39 @@ class GlbFilter:
         try:
             gltf = json.loads(document)
             asset = cast("dict[str, Any]", gltf["asset"])
-            told = _told(asset.get("extras"))
+            self.facts = Facts(faces=_faces(gltf))
+            if self._keep or "extras" not in asset:
+                return document
+            extras = asset.pop("extras")
+            if isinstance(extras, dict) and _MARK in cast("dict[str, Any]", extras).items():
+                asset["extras"] = dict([_MARK])
+            made = _dumped(gltf)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise Unreadable("a GLB file that can't be read") from None
-        self.facts = Facts(faces=_faces(gltf))
-        if self._keep or "extras" not in asset:
-            return document
-        del asset["extras"]
-        if _MARK in told:
-            asset["extras"] = dict([_MARK])
-        made = json.dumps(gltf, separators=(",", ":"), ensure_ascii=False).encode()
         return made + b" " * (-len(made) % 4)
 
 
-def _told(extras: object) -> list[tuple[str, Any]]:
-    if not isinstance(extras, dict):
-        return []
-    return list(cast("dict[str, Any]", extras).items())
+def _dumped(gltf: _Object) -> bytes:
+    # infinite where a number was too large: no JSON then, and so a ValueError
+    dumps = partial(json.dumps, gltf, separators=(",", ":"), allow_nan=False)
+    try:
+        return dumps(ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        # half a surrogate pair: JSON has it as an escape alone
+        return dumps(ensure_ascii=True).encode()
 
 
 def _faces(gltf: _Object) -> int | None:
     """Count the triangles; None where the file does not say."""
     try:
-        return sum(
+        faces = sum(
             _triangles(primitive, gltf["accessors"])
             for mesh in gltf["meshes"]
             for primitive in mesh["primitives"]
         )
-    except (LookupError, TypeError, AttributeError, ValueError):
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError):
         return None
+    return faces if 0 <= faces < _MOST_FACES else None
 
 
 def _triangles(primitive: _Object, accessors: list[_Object]) -> int:

@@ -46,7 +46,8 @@ def stripped(source: Path, target: Path, media_type: str) -> Facts:
         if media_type == "image/webp":
             return replace(facts, duration_s=copy_webp(read, written, exif and exif[_PREFIX:]))
         copy_jpeg(read, written, exif)
-    return facts
+    # one is left of an MPO's
+    return replace(facts, frames=None)
 
 
 def check_size(width: int, height: int, wanted: PictureFormat) -> None:
@@ -65,7 +66,7 @@ def converted(source: Path, target: Path, kind: PictureFormat, wanted: FileOptio
     """Write a picture in another format; where it has no transparency, on white.
 
     Metadata goes where ComfyUI itself has it in WebP: EXIF, `Model` the prompt.
-    Raises Unreadable, NotConvertible.
+    Raises Unreadable, NotConvertible, OSError.
     """
     with _opened(source) as picture:
         check_size(picture.width, picture.height, kind)
@@ -84,7 +85,10 @@ def converted(source: Path, target: Path, kind: PictureFormat, wanted: FileOptio
         more["icc_profile"] = colours
     try:
         made.save(target, kind, exif=exif, **more)
-    except ValueError:
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            # the disk's, not the encoder's
+            raise
         # large and noisy: more than one part of a WebP holds
         raise NotConvertible(f"The picture can't be encoded as {kind}.") from None
     return Facts(width=made.width, height=made.height)

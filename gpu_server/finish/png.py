@@ -62,7 +62,8 @@ class PngFilter:
             # within the pixels, as most pieces are: not even copied
             self._left -= len(piece)
             return piece
-        data = memoryview(self._held + piece if self._held else piece)
+        had = bool(self._held)
+        data = memoryview(self._held + piece if had else piece)
         self._held = b""
         out: list[bytes | memoryview] = []
         at = kept_from = 0
@@ -76,7 +77,7 @@ class PngFilter:
                 kept_from = at + step
             self._left -= step
             at += step
-        if len(piece) == at - kept_from:
+        if not had and len(piece) == at - kept_from:
             return piece
         return b"".join([*out, data[kept_from:at]])
 

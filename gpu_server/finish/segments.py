@@ -3,7 +3,7 @@
 ComfyUI writes prompt and workflow as EXIF.
 """
 
-import shutil
+import re
 import struct
 from typing import BinaryIO
 
@@ -18,7 +18,12 @@ _FRONT = 16
 _DURATION = slice(12, 15)
 """Where a frame of an animation says how many milliseconds it is shown."""
 
-_START, _SCAN, _MARKER = b"\xff\xd8", 0xDA, 0xFF
+_START, _END, _SCAN, _MARKER = b"\xff\xd8", 0xD9, 0xDA, 0xFF
+_BEHIND_SCAN = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+"""A marker with which the pixels end: no stuffed byte, no restart."""
+_SCAN_PIECE = 1 << 16
+_LENGTH = 2
+"""Bytes that say how long a segment is, and count as part of it."""
 _APP0, _APP1, _APP2, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
 _COLOURS = b"ICC_PROFILE\0"
 
@@ -56,25 +61,61 @@ def copy_webp(source: BinaryIO, target: BinaryIO, exif: bytes | None) -> float |
 
 
 def copy_jpeg(source: BinaryIO, target: BinaryIO, exif: bytes | None) -> None:
-    """Copy a JPEG with this EXIF alone. Raises Unreadable."""
+    """Copy a JPEG's first picture with this EXIF alone. Raises Unreadable.
+
+    What follows its end, as the second picture of an MPO does, has metadata of its own.
+    """
     if source.read(2) != _START:
         raise Unreadable("a JPEG file that is none")
     target.write(_START)
-    while True:
-        head = source.read(4)
-        if len(head) < 4 or head[0] != _MARKER:  # noqa: PLR2004 - marker and length
+    seen = False
+    while (marker := _next_marker(source)) != _END:
+        head = source.read(_LENGTH)
+        size = int.from_bytes(head, "big") - _LENGTH
+        content = source.read(max(0, size))
+        if len(content) != size:
             raise Unreadable("a JPEG file that breaks off")
-        marker, length = head[1], int.from_bytes(head[2:], "big")
-        content = source.read(length - 2)
         if exif and marker != _APP0:
             # JFIF wants its own segment to be the first
             target.write(struct.pack(">BBH", _MARKER, _APP1, len(exif) + 2) + exif)
             exif = None
         if _shows(marker, content):
-            target.write(head + content)
+            target.write(bytes([_MARKER, marker]) + head + content)
         if marker == _SCAN:
-            shutil.copyfileobj(source, target, _COPY)
-            return
+            seen = True
+            if not _copy_scan(source, target):
+                # readers show what there is
+                return
+    if not seen:
+        raise Unreadable("a JPEG file without a picture")
+    target.write(bytes([_MARKER, _END]))
+
+
+def _next_marker(source: BinaryIO) -> int:
+    byte = source.read(1)
+    if byte == b"\xff":
+        # as many as its writer liked
+        while byte == b"\xff":
+            byte = source.read(1)
+        if byte:
+            return byte[0]
+    raise Unreadable("a JPEG file that breaks off")
+
+
+def _copy_scan(source: BinaryIO, target: BinaryIO) -> bool:
+    """Copy pixels up to the next marker; False: the file ended."""
+    held = b""
+    while piece := source.read(_SCAN_PIECE):
+        data = held + piece
+        if found := _BEHIND_SCAN.search(data):
+            target.write(data[: found.start()])
+            source.seek(found.start() - len(data), 1)
+            return True
+        # a marker may be cut in two
+        held = data[-1:] if data[-1] == _MARKER else b""
+        target.write(data[: len(data) - len(held)])
+    target.write(held)
+    return False
 
 
 def _shows(marker: int, content: bytes) -> bool:

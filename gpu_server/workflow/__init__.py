@@ -8,7 +8,7 @@ from gpu_server.graph_check import Graph
 from gpu_server.workflow.bind import BoundGraph, ParamError
 from gpu_server.workflow.graph import WorkflowError
 from gpu_server.workflow.manifest import Limits, Manifest, ModelRequirement, Output
-from gpu_server.workflow.pictures import Misfit, Size, Sizes, UnfitPicture, look_at
+from gpu_server.workflow.pictures import Misfit, Size, Sizes, UnfitPicture, look_at, on_white
 from gpu_server.workflow.surgery import fill
 from gpu_server.workflow.workflow import (
     Workflow,
@@ -40,4 +40,5 @@ __all__ = [
     "load_workflows",
     "look_at",
     "make_workflow",
+    "on_white",
 ]

@@ -11,6 +11,7 @@ from typing import cast
 
 from pydantic import JsonValue
 
+from gpu_server.workflow.file_inputs import require_sent
 from gpu_server.workflow.graph import Graph, is_link, resolve
 from gpu_server.workflow.manifest import Chain, Change, Manifest, Param, Target
 from gpu_server.workflow.node_specs import ObjectInfo, input_spec
@@ -132,6 +133,7 @@ def bind(
             if param.upload is None:
                 used[name] = found
     prune(binder.graph, [o.node for o in manifest.outputs.values()])
+    require_sent(graph, binder.graph, manifest, files)
     return BoundGraph(graph=fill(binder.graph, object_info), params=used)
 
 

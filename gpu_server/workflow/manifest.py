@@ -12,6 +12,10 @@ from gpu_server.workflow.param_schema import ParamSchema
 PREFIX_ROOT = "jobs/{run_id}/"
 """Every file prefix begins with this, so that a run's files lie in a folder of their own."""
 
+LONGEST_TEMPLATE = 8000
+MOST_REPEATS = 10
+"""Most times a template says its value."""
+
 ModelFolder = Literal["checkpoints", "loras"]
 OutputKind = Literal["image", "video", "audio", "model", "text", "file"]
 
@@ -98,7 +102,7 @@ class Target(Closed):
     clamp: tuple[float, float] | None = None
     map: dict[str, str | int | float | bool] | None = None
     """Value (as text) to what the graph gets; any other value is refused."""
-    template: str | None = None
+    template: str | None = Field(default=None, max_length=LONGEST_TEMPLATE)
     """Text in which `{value}` is replaced."""
     append: bool = False
     """The text is added to what the input holds by then: the graph's, or an earlier parameter's."""
@@ -120,6 +124,10 @@ class Target(Closed):
             raise ValueError("append adds text to text")
         if self.template is not None and "{value}" not in self.template:
             raise ValueError("template needs {value}")
+        if self.template is not None and self.template.count("{value}") > MOST_REPEATS:
+            raise ValueError(f"template has {{value}} more than {MOST_REPEATS} times")
+        if self.map is not None and not self.map:
+            raise ValueError("map needs at least one value")
         return self
 
 
@@ -202,6 +210,8 @@ class Param(Closed):
     limits: Limits | None = None
     within: Within | None = None
     picture: PictureRule | None = None
+    background: Literal["white"] | None = None
+    """What shows through a picture: ComfyUI's LoadImage would show the colours below its alpha."""
     absent: Absent | None = None
     when: Annotated[tuple[Case, ...], BeforeValidator(_several)] = ()
     """Values that change the graph. Without `bind` these are the only values taken."""
@@ -257,6 +267,8 @@ class Param(Closed):
     def _pictures_are_meant(self) -> "Param":
         if self.picture is not None and not self.is_picture:
             raise ValueError("picture is about an uploaded image or mask")
+        if self.background is not None and self.upload != "image":
+            raise ValueError("background is about an uploaded image")
         if self.within is not None and self.limits is None:
             raise ValueError("within narrows limits: it needs them")
         return self

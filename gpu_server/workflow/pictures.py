@@ -6,12 +6,13 @@ service about what it fetched. `misfits` compares sizes with what a manifest say
 
 import asyncio
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import JsonValue
 
 from gpu_server.media_types import HEAD, sniff
@@ -108,6 +109,31 @@ def _looked_at(file: IO[bytes]) -> Picture:
     except Exception:  # noqa: BLE001 - what damaged files make a decoder raise is anything
         message = "is damaged or cut off: save it anew and send it again"
         raise UnfitPicture("unreadable_image", message) from None
+
+
+async def on_white(file: IO[bytes]) -> IO[bytes] | None:
+    """Lay a picture that `look_at` took on white, as a PNG; None for one without transparency."""
+    return await asyncio.get_running_loop().run_in_executor(_threads, _on_white, file)
+
+
+def _on_white(file: IO[bytes]) -> IO[bytes] | None:
+    file.seek(0)
+    with Image.open(file, formats=_FORMATS) as opened:
+        if not opened.has_transparency_data:
+            return None
+        # a PNG's own EXIF would turn it once more
+        picture = ImageOps.exif_transpose(opened).convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    white.alpha_composite(picture)
+    # a disk file at once: it is written by this thread and read by another
+    made = tempfile.TemporaryFile()  # noqa: SIM115 - closed by who asked for it
+    try:
+        white.convert("RGB").save(made, "PNG", compress_level=1)
+    except BaseException:
+        made.close()
+        raise
+    made.seek(0)
+    return made
 
 
 def _check_header(opened: Image.Image) -> None:

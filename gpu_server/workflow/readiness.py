@@ -8,6 +8,7 @@ from pydantic import JsonValue
 from gpu_server.protocol import Missing
 from gpu_server.workflow.bind import ParamError, bind
 from gpu_server.workflow.graph import Graph, WorkflowError, is_link, links, resolve
+from gpu_server.workflow.literals import unfit_literal, unfit_target, with_fixed
 from gpu_server.workflow.manifest import Limits, Manifest, ModelRequirement, Param
 from gpu_server.workflow.node_specs import ObjectInfo, input_spec, node_spec, types_fit
 from gpu_server.workflow.sources import missing_class, missing_file, names_a_model
@@ -26,7 +27,7 @@ _TRIAL_FILE = "example.png"
 def check_against(graph: Graph, manifest: Manifest, object_info: ObjectInfo) -> list[Missing]:
     """List everything missing or unfit, each thing once."""
     # What no output depends on is dropped before a run: nothing it lacks is missed.
-    used = dict(graph)
+    used = with_fixed(graph, manifest)
     prune(used, [o.node for o in manifest.outputs.values()])
     classes = _missing_classes(used, manifest, object_info)
     chosen = _chosen(graph, manifest)
@@ -129,6 +130,8 @@ def _literals(
                     yield missing_file(node["class_type"], entry.name, str(value))
                 else:
                     yield _invalid(place, f"this ComfyUI does not offer {value!r}")
+            elif wrong := unfit_literal(entry, value):
+                yield _invalid(place, wrong)
 
 
 def _links(graph: Graph, object_info: ObjectInfo) -> Iterator[Missing]:
@@ -161,6 +164,8 @@ def _bindings(
             guarded = param.upload or param.choices or target.map is not None
             if entry and (entry.type == "COMBO" or entry.names_a_file) and not guarded:
                 yield _invalid(target.to, f"{name} would reach a list of files: use choices or map")
+            elif entry and (wrong := unfit_target(param, target, entry)):
+                yield _invalid(f"{node}.{key}", f"{name}: {wrong}")
             elif entry and param.limits and not target.transforms:
                 yield from _limits(name, param.limits, entry.options)
 

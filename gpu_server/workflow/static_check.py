@@ -21,6 +21,7 @@ def check_static(graph: Graph, manifest: Manifest) -> None:
     for name, param in manifest.params.items():
         _check_param(graph, f"params.{name}", param)
     _check_fixed(graph, manifest)
+    _check_prefixes(graph, manifest)
     for name, output in manifest.outputs.items():
         if output.node not in graph:
             raise WorkflowError(f"outputs.{name}", f"the graph has no node {output.node!r}")
@@ -160,8 +161,28 @@ def _check_fixed(graph: Graph, manifest: Manifest) -> None:
         name = resolve(graph, address)[1]
         if name in _PREFIX_INPUTS and not str(value).startswith(PREFIX_ROOT):
             raise WorkflowError(f"fixed.{address}", f"a prefix begins with {PREFIX_ROOT}")
+        if name in _PREFIX_INPUTS and ".." in str(value):
+            raise WorkflowError(f"fixed.{address}", "a prefix leads nowhere else: no '..'")
     fixed = {resolve(graph, address) for address in manifest.fixed}
     for node_id, node in graph.items():
         # Without a prefix of its own, a repeated prompt returns an earlier run's files.
         if "filename_prefix" in node["inputs"] and (node_id, "filename_prefix") not in fixed:
             raise WorkflowError(f"{node_id}.filename_prefix", f"fixed must set it to {PREFIX_ROOT}")
+
+
+def _check_prefixes(graph: Graph, manifest: Manifest) -> None:
+    """Refuse a parameter that would move a run's files out of the run's own folder."""
+    set_here = {
+        resolve(graph, address)
+        for address, value in manifest.fixed.items()
+        if str(value).startswith(PREFIX_ROOT)
+    }
+    for name, param in manifest.params.items():
+        touched = [target.to for target in param.targets]
+        touched += param.chain.set if param.chain is not None else ()
+        touched += [address for change in param.changes for address in change.unset]
+        for address in touched:
+            place = resolve(graph, address)
+            if place in set_here or place[1] == "filename_prefix":
+                message = f"{address} is the run's own folder, which no parameter sets"
+                raise WorkflowError(f"params.{name}", message)

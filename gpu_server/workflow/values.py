@@ -13,6 +13,10 @@ MAX_SEED = 2**53 - 1
 """Largest seed every JSON reader keeps exact; ComfyUI itself takes up to 2^64 - 1."""
 
 
+LONGEST_TEXT = 20_000
+"""Most characters of a text that a template makes: a full prompt, and as much again around it."""
+
+
 class ParamError(Exception):
     """A parameter's value does not fit the workflow: the caller's fault, named by parameter."""
 
@@ -70,15 +74,34 @@ def transformed(name: str, target: Target, value: JsonValue) -> JsonValue:
     if target.template is not None:
         if not isinstance(value, str):
             raise ParamError(name, "invalid_param", f"{name} must be a string.")
-        return target.template.replace("{value}", value)
+        return _expanded(name, target.template, value)
     if not target.transforms:
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ParamError(name, "invalid_param", f"{name} must be a number.")
-    result = value * target.scale + target.offset
-    if target.clamp is not None:
-        result = max(target.clamp[0], min(target.clamp[1], result))
+    result = _scaled(target, value)
+    if not math.isfinite(result):
+        raise ParamError(name, "invalid_param", f"{name} is too large: it becomes infinite.")
     return result if isinstance(value, float) or not float(result).is_integer() else int(result)
+
+
+def _expanded(name: str, template: str, value: str) -> str:
+    """Fill in a template; what it becomes is counted before any of it is made."""
+    mark = "{value}"
+    length = len(template) + template.count(mark) * (len(value) - len(mark))
+    if length > LONGEST_TEXT:
+        message = f"{name} is too long: inside its template it has {length} characters, at most "
+        raise ParamError(name, "invalid_param", f"{message}{LONGEST_TEXT} are taken.")
+    return template.replace(mark, value)
+
+
+def _scaled(target: Target, value: float) -> float:
+    try:
+        result = value * target.scale + target.offset
+    except OverflowError:
+        # a whole number too large to become a float at all
+        return math.inf
+    return result if target.clamp is None else max(target.clamp[0], min(target.clamp[1], result))
 
 
 def _check_limits(name: str, limits: Limits, value: JsonValue) -> None:
@@ -122,7 +145,11 @@ def checked(name: str, spec: InputSpec | None, value: JsonValue) -> JsonValue:
 def _number(name: str, spec: InputSpec, value: JsonValue) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ParamError(name, "invalid_param", f"{name} must be a number.")
-    if isinstance(value, float) and not math.isfinite(value):
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:
+        finite = False
+    if not finite:
         raise ParamError(name, "invalid_param", f"{name} must be a finite number.")
     if spec.type == "INT":
         if value != int(value):

@@ -11,6 +11,7 @@ from pydantic import JsonValue, ValidationError
 
 from gpu_server.protocol import Missing
 from gpu_server.workflow.bind import BoundGraph, bind, check_names, choices_of, default_of
+from gpu_server.workflow.file_inputs import OWN_TOOL, unfilled
 from gpu_server.workflow.graph import Graph, WorkflowError, parse_graph
 from gpu_server.workflow.manifest import Limits, Manifest, ModelRequirement, Output
 from gpu_server.workflow.node_specs import ObjectInfo
@@ -183,4 +184,11 @@ def _read(name: str, graph_file: bytes, manifest_file: bytes, digest: str) -> Wo
 
 def check(workflow: Workflow, object_info: ObjectInfo) -> list[Missing]:
     """List what this ComfyUI lacks to run a workflow; empty = ready."""
-    return check_against(workflow.graph, workflow.manifest, object_info)
+    graph, manifest = workflow.graph, workflow.manifest
+    found = check_against(graph, manifest, object_info)
+    if manifest.tool == OWN_TOOL:
+        # one that was taken while nobody knew its classes may turn out to read ComfyUI's disk
+        for one in unfilled(graph, manifest, object_info):
+            place = f"{one.node}.{one.name}"
+            found.append(Missing(kind="invalid", name=place, detail=one.detail))
+    return found

@@ -56,9 +56,12 @@ def upgrade() -> None:
     op.add_column("runs", sa.Column("inputs", sa.JSON(), nullable=True))
     op.add_column("artifacts", sa.Column("duration_s", sa.Float(), nullable=True))
     op.add_column("artifacts", sa.Column("faces", sa.Integer(), nullable=True))
+    # the code before does not know that a job goes on after its first stage: it would complete it
+    op.execute("UPDATE compatibility SET oldest = '0003'")
 
 
 def downgrade() -> None:
+    op.execute("UPDATE compatibility SET oldest = '0001'")
     with op.batch_alter_table("artifacts", schema=None) as batch_op:
         batch_op.drop_column("faces")
         batch_op.drop_column("duration_s")

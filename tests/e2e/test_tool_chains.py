@@ -86,6 +86,14 @@ def test_a_cut_out_is_transparent_around_what_was_cut_out(client: httpx.Client) 
     assert cut.getchannel("A").getextrema() == (0, 255)
 
 
+def test_what_was_cut_away_does_not_come_back_in_the_next_tool(client: httpx.Client) -> None:
+    before = picture(client, made(client, "/api/upscale", image_url=MUG)["image_url"])
+    cut = made(client, "/api/background-removal", image_url=MUG)["image_url"]
+    after = picture(client, made(client, "/api/upscale", image_url=cut)["image_url"])
+    assert before.convert("RGB").getpixel((2, 2)) != (255, 255, 255)
+    assert after.convert("RGB").getpixel((2, 2)) == (255, 255, 255)
+
+
 def test_upscaled_four_times_is_four_times_as_wide(client: httpx.Client) -> None:
     result = made(client, "/api/upscale", image_url=MUG, scale=4)
     assert picture(client, result["image_url"]).size == (1024, 1024)

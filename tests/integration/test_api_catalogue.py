@@ -165,6 +165,7 @@ async def test_a_failed_task_says_why(served: Gateway) -> None:
         ({"extra_params": {"loras": [{"name": "no"}]}}, "extra_params.loras.0.name"),
         ({"style": "a\0"}, "style"),
         ({"style": " "}, "style"),
+        ({"prompt": None, "style": "ink", "extra_params": {"prompt": "a mug"}}, "style"),
         ({"prompt": "a" * 7990, "style": "b" * 20}, "style"),
         ({"face_images": ["aGk="]}, "face_images"),
         ({"face_images": ["aGk="] * 6}, "face_images"),

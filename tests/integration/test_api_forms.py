@@ -119,6 +119,7 @@ async def test_a_body_that_does_not_say_its_length_is_counted(
         ({"prompt": "x" * 8001}, "prompt", "string_too_long"),
         ({"prompt": "a\0b"}, "prompt", "nul_character"),
         ({"prompt": "a {b c}"}, "prompt", "malformed"),
+        ({"prompt": "".join(f"{{a{n}}}" for n in range(101))}, "prompt", "too_many_variables"),
         ({"image": "data:image/png;base64,"}, "image", "file_expected"),
         ({"colour": "red"}, "colour", "extra_forbidden"),
     ],

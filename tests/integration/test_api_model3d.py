@@ -1,5 +1,6 @@
 """Image to 3D as callers meet it: stages behind one call, and what is refused before the first."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ from gateway.backends.base import WorkflowReadiness
 from gateway.examples import BOX, MUG
 from gateway.job import Source, run_id
 from gateway.operations import NORMALISE, RESCALE
+from gpu_server.protocol import Failure
 from tests.support.gateway import Gateway, ScriptedBackend, gateway
+from tests.support.reading import data_uri, picture
 
+WORKFLOWS = Path(__file__).parents[2] / "workflows"
+RULE = "picture: {max_ratio: 4}"
 SMALL = {"input_image_url": MUG, "target_faces": 5000}
 
 
@@ -80,6 +85,44 @@ async def test_a_style_alone_draws_anew_too(tmp_path: Path) -> None:
         assert len(at.backend.orders) == 5
 
 
+async def test_each_stage_has_the_time_out_of_its_own_tool(tmp_path: Path) -> None:
+    async with gateway(tmp_path, tool_timeouts=(("concept", 7.0), ("model3d", 8.0))) as at:
+        await made(at, styleId="clay")
+        assert [order.call.timeout_s for order in at.backend.orders[:2]] == [7, 8]
+
+
+async def test_a_picture_to_be_drawn_anew_is_refused_by_the_name_it_was_sent_as(
+    tmp_path: Path,
+) -> None:
+    workflows = tmp_path / "workflows"
+    shutil.copytree(WORKFLOWS, workflows)
+    manifest = workflows / "concept-flux2-klein-4b.yaml"
+    said = manifest.read_text()
+    at_most = said.replace("image_url: {upload: image,", f"image_url: {{{RULE}, upload: image,")
+    assert at_most != said
+    manifest.write_text(at_most)
+    async with gateway(tmp_path / "workspace", workflows_path=workflows) as at:
+        long = data_uri(picture(size=(90, 10)))
+        problem = await refused(at, input_image_url=long, styleId="clay")
+        assert [(e["field"], e["code"]) for e in problem["errors"]] == [
+            ("input_image_url", "wrong_size")
+        ]
+        assert at.backend.orders == []
+
+
+async def test_a_picture_that_fails_where_it_is_drawn_anew_is_told_by_the_name_it_was_sent_as(
+    tmp_path: Path,
+) -> None:
+    broken = Failure(kind="usage", code="unreadable_image", message="image_url: is cut off")
+    backend = ScriptedBackend(fails=broken)
+    backend.gate.set()
+    async with gateway(tmp_path, backend) as at:
+        problem = await refused(at, styleId="clay")
+        assert list(at.backend.orders[0].inputs) == ["image_url"]
+    assert (problem["status"], problem["code"]) == (422, "unreadable_image")
+    assert problem["detail"] == "input_image_url: is cut off"
+
+
 async def test_what_a_variant_does_not_take_is_refused(tmp_path: Path) -> None:
     async with gateway(tmp_path) as at:
         problem = await refused(at, variant="hunyuan3d21")
@@ -95,6 +138,9 @@ async def test_a_stage_that_lacks_its_models_is_told_before_anything_is_made(
     backend = ScriptedBackend(states={"concept-flux2-klein-4b": "missing"})
     backend.gate.set()
     async with gateway(tmp_path, backend) as at:
+        await made(at, prompt="a mug with a lid")
+        assert backend.orders[0].call.workflow == "concept-flux2-klein-9b"
+        backend.states["concept-flux2-klein-9b"] = "missing"
         problem = await refused(at, prompt="a mug with a lid")
         assert (problem["status"], problem["code"]) == (503, "missing_model")
         await made(at)

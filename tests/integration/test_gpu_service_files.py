@@ -24,7 +24,10 @@ VIDEO = {"prompt": "it moves", "width": 256, "height": 256, "length": 9, "steps"
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with gpu_stack(tmp_path_factory.mktemp("gpu"), "simulator", "gpu_server") as stack:
+    folder = tmp_path_factory.mktemp("gpu")
+    (folder / "data" / "finishing" / "finish-killed").mkdir(parents=True)
+    (folder / "data" / "finishing" / "finish-killed" / "came").write_bytes(b"half a file")
+    with gpu_stack(folder, "simulator", "gpu_server") as stack:
         yield stack
 
 
@@ -164,3 +167,15 @@ async def test_a_quality_that_is_none_is_refused_with_its_place(gpu: Gpu, slots:
     request = gpu.request([slots.slots("a")[0] | {"format": "webp", "quality": 0}])
     answer = await gpu.put(str(uuid.uuid4()), request)
     assert (answer.status_code, answer.json()["param"]) == (422, "outputs.0.quality")
+
+
+async def test_files_under_work_lie_in_the_services_own_folder_and_none_stays(
+    gpu: Gpu, slots: Slots, stack: Stack
+) -> None:
+    folder = stack.workspace / "data" / "finishing"
+    assert not (folder / "finish-killed").exists()
+    folder.rmdir()
+    params = {"prompt": "x", "checkpoint": "tiny-sd15.ckpt", "num_inference_steps": 1}
+    told, _ = await made(gpu, slots, "checkpoint", params, format="webp")
+    assert told["media_type"] == "image/webp"
+    assert list(folder.iterdir()) == []

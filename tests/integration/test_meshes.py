@@ -197,6 +197,7 @@ def test_a_bad_mesh_is_a_422_with_the_code_of_what_is_wrong(stack: Stack) -> Non
         ):
             answer = client.post("/api/model3d/rescale", json={"model_url": uri(data), **height})
             assert (answer.status_code, answer.json()["code"]) == (422, code), answer.text
+            assert answer.json()["detail"].startswith("model_url: ")
 
 
 def test_without_a_gpu_meshes_are_ready_and_pictures_are_not(stack: Stack) -> None:

@@ -135,7 +135,7 @@ async def test_an_empty_database_is_refused_with_the_command_that_mends_it(empty
 async def test_a_newer_schema_that_still_serves_this_version_is_accepted_and_left_alone(
     database_url: str,
 ) -> None:
-    stamp(database_url, "9999", oldest="0002")
+    stamp(database_url, "9999", oldest="0003")
     db = Database(database_url)
     await db.check_schema()
     await db.close()
@@ -155,6 +155,29 @@ async def test_a_newer_schema_that_asks_for_newer_code_is_refused_and_says_so(
     await db.close()
     with pytest.raises(SchemaOutdated, match=r"newer than this version .* asks for 9000"):
         migrate(database_url)
+
+
+@pytest.mark.parametrize("former", ["0001", "0002"])
+async def test_code_that_knows_no_stages_is_refused_on_this_schema(
+    database_url: str, former: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = Database(database_url)
+    await db.check_schema()
+    monkeypatch.setattr("gateway.db.schema.newest", lambda: former)
+    with pytest.raises(SchemaOutdated, match=r"newer than this version .* asks for 0003"):
+        await db.check_schema()
+    await db.close()
+
+
+async def test_without_stages_the_code_of_before_is_let_in_again(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate(empty_url)
+    command.downgrade(alembic_config(empty_url), "0002")
+    monkeypatch.setattr("gateway.db.schema.newest", lambda: "0001")
+    db = Database(empty_url)
+    await db.check_schema()
+    await db.close()
 
 
 async def test_an_older_schema_is_refused_and_says_so(database_url: str) -> None:

@@ -97,7 +97,7 @@ class Bench:
         self.journal = journal
         comfy = cast("ComfyClient", self.comfy)
         catalogue = Catalogue.load(ROOT / "workflows", comfy)
-        self.deliverer = Deliverer(comfy)
+        self.deliverer = Deliverer(comfy, root / "finishing")
         executor = Executor(
             comfy=comfy,
             catalogue=catalogue,

@@ -208,6 +208,8 @@ async def test_a_bad_mesh_is_told_by_its_code_and_whose_fault_it_is(
         at.slots.files["/in.glb"] = b"glTF no more"
         failure = (await at.failed(at.order(slot=slot))).failure
         assert (failure.kind, failure.code) == (kind, "mesh_invalid")
+        # as an input failure is, where the caller has sent the input
+        assert failure.message.startswith("model_url: ") == (slot is None)
         assert list(at.folder.iterdir()) == []
 
 

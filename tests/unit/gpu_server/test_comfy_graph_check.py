@@ -25,8 +25,6 @@ def graph(**inputs: Any) -> dict[str, Any]:
     "inputs",
     [
         {},
-        {"text": {"__value__": [512, 512]}},
-        {"text": {"__value__": ["a", "b"]}},
         {"extra": ["1", 0]},
         {"extra.image0": ["1", 1]},
         {"note": {"a": 1, "b": [1.5]}},
@@ -53,8 +51,10 @@ def test_a_sound_graph_passes(inputs: dict[str, Any]) -> None:
         (graph(bogus=["1", True]), "no link"),
         (graph(bogus=["1", -1]), "no link"),
         (graph(bogus=["1"]), "no link"),
-        (graph(bogus=[1, 2, 3]), "__value__"),
-        (graph(bogus={"__value__": ["77", 0]}), "reads as a link"),
+        (graph(bogus=[1, 2, 3]), "lists are not taken"),
+        (graph(bogus={"__value__": ["77", 0]}), "is wrapped"),
+        (graph(bogus={"__value__": "a text"}), "is wrapped"),
+        (graph(bogus={"__value__": ["a", "b"]}), "is wrapped"),
         (graph(bogus=float("nan")), "finite"),
         (graph(bogus={"a": [float("inf")]}), "finite"),
         (

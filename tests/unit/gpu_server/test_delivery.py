@@ -1,7 +1,10 @@
 """A finished file is worth the GPU time it took: it is kept trying until the run's time is over."""
 
 import asyncio
+import errno
 from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -9,6 +12,8 @@ import pytest
 from gpu_server import delivery
 from gpu_server.comfy import Finished, RunEvent, RunFailed
 from gpu_server.comfy.http import ComfyHttp
+from gpu_server.finish import pictures
+from gpu_server.finish.facts import Facts
 from gpu_server.protocol import Failure, Slot
 from tests.support.asgi import serving
 from tests.support.gpu_bench import PNG, Comfy, MakeBench, produced, smooth
@@ -85,6 +90,30 @@ async def test_only_a_file_comfyui_may_still_hand_over_is_asked_for_again(
             async with comfy.view(filename="a.png", subfolder="", kind="output"):
                 pass
     assert caught.value.failure.code == code
+
+
+async def test_a_full_disk_is_waited_for_and_no_gpu_time_is_lost(
+    bench: MakeBench,
+    slots: Slots,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    tries: list[Path] = []
+
+    def made(_came: Path, target: Path, **_: Any) -> Facts:
+        tries.append(target)
+        if len(tries) <= LONG_AWAY:
+            raise OSError(errno.ENOSPC, "No space left", str(target))
+        target.write_bytes(PNG)
+        return Facts()
+
+    monkeypatch.setattr(pictures, "converted", made)
+    (slot,) = slots.slots("a")
+    monkeypatch.setattr(slots, "slots", lambda *_: [slot | {"format": "webp"}])
+    assert (await bench(smooth).start(slots).wait()).state == "completed"
+    assert (len(tries), slots.puts) == (LONG_AWAY + 1, 1)
+    assert str(tmp_path) not in caplog.text
 
 
 async def test_the_runs_own_time_ends_the_trying(bench: MakeBench) -> None:

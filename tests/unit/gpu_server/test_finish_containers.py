@@ -1,5 +1,6 @@
 """Video and sound lose their tags and keep every frame."""
 
+import errno
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,26 @@ def test_a_truncated_video_is_said_to_be_unreadable(tmp_path: Path) -> None:
     before.write_bytes(before.read_bytes()[:-400])
     with pytest.raises(Unreadable):
         remuxed(before, tmp_path / "made", "video/mp4")
+
+
+@pytest.mark.parametrize(("name", "codecs", "media_type"), [VIDEOS[0], VIDEOS[3], SOUNDS[0]])
+def test_a_full_disk_is_not_the_files_fault(
+    tmp_path: Path, name: str, codecs: tuple[str, ...], media_type: str
+) -> None:
+    before = written(tmp_path / name, *codecs)
+    with pytest.raises(OSError, match="No space left") as caught:
+        remuxed(before, Path("/dev/full"), media_type)
+    assert caught.value.errno == errno.ENOSPC
+    remuxed(before, tmp_path / "made", media_type)
+
+
+def test_a_webm_that_breaks_off_is_not_the_disks_fault(tmp_path: Path) -> None:
+    # FFmpeg says EIO of it
+    before = written(tmp_path / "a.webm", "libvpx-vp9")
+    content = before.read_bytes()
+    before.write_bytes(content[: content.index(b"\x1a\x45\xdf\xa3") + 60])
+    with pytest.raises(Unreadable):
+        remuxed(before, tmp_path / "made", "video/webm")
 
 
 def test_rate_survives_as_a_fraction(tmp_path: Path) -> None:

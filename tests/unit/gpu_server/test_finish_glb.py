@@ -107,3 +107,40 @@ def test_what_is_no_glb_is_said_to_be_none(content: bytes) -> None:
 
 def test_faces_are_not_told_where_they_cannot_be_counted() -> None:
     assert passed(glb({**document(), "accessors": []}))[1].facts.faces is None
+
+
+def test_half_a_surrogate_pair_stays_as_it_is() -> None:
+    before = glb({**document(extras={"prompt": SECRET}), "nodes": [{"name": "a\ud800ü"}]})
+    after = parts(passed(before)[0])[0]
+    assert after == {**document(), "nodes": [{"name": "a\ud800ü"}]}
+
+
+@pytest.mark.parametrize("count", ["1e999", "3e30", "-900", "NaN", str(2**31 * 3)])
+@pytest.mark.parametrize("keep", [False, True])
+def test_more_faces_than_a_file_has_are_not_told(count: str, *, keep: bool) -> None:
+    content = glb(document()).replace(b"36", count.encode().ljust(2))
+    size = struct.unpack("<I", content[12:16])[0] + len(content) - len(glb(document()))
+    content = struct.pack("<4sIII", b"glTF", 2, len(content), size) + content[16:]
+    after, through = passed(content, keep=keep)
+    assert (after, through.facts.faces) == (content, None)
+
+
+def wrong_length() -> bytes:
+    content = glb(document(extras={"prompt": SECRET * 50}))
+    return content[:8] + struct.pack("<I", 12) + content[12:]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        wrong_length(),
+        glb({**document(extras={"prompt": SECRET}), "nodes": [{"scale": [float("inf")]}]}),
+    ],
+    ids=["a wrong length", "a number no JSON has"],
+)
+def test_one_that_cannot_be_made_anew_is_unreadable_and_passes_if_that_is_not_needed(
+    content: bytes,
+) -> None:
+    with pytest.raises(Unreadable):
+        passed(content)
+    assert passed(content, 9, keep=True)[0] == content

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from gpu_server.finish import pictures
+from gpu_server.finish import pictures, segments
 from gpu_server.finish.facts import Facts, NotConvertible, Unreadable
 from gpu_server.protocol import FileOptions, PictureFormat
 
@@ -205,15 +205,106 @@ def test_a_file_that_breaks_off_is_said_to_be_unreadable(tmp_path: Path, kind: s
             pictures.stripped(source, tmp_path / "b", f"image/{kind}")
 
 
+@pytest.mark.parametrize(
+    "error", [ValueError("encoding error 6"), OSError("encoder error -2 when writing image file")]
+)
 def test_an_encoder_that_gives_up_is_told_as_such(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    # what it says of large noise: "encoding error 6"
+    # what WebP's says of large noise, and JPEG's
     source = png(tmp_path / "a.png")
 
     def gives_up(*_: Any, **__: Any) -> None:
-        raise ValueError("encoding error 6")
+        raise error
 
     monkeypatch.setattr(Image.Image, "save", gives_up)
     with pytest.raises(NotConvertible, match="webp"):
         pictures.converted(source, tmp_path / "b", "webp", FileOptions(format="webp"))
+
+
+def jpeg(picture: Image.Image = PIXELS, **more: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", exif=as_comfyui_has_it(), **more)
+    return file.getvalue()
+
+
+def stripped(folder: Path, content: bytes) -> bytes:
+    source, target = folder / "a", folder / "b"
+    source.write_bytes(content)
+    assert pictures.stripped(source, target, "image/jpeg") == Facts(width=96, height=64)
+    made = target.read_bytes()
+    with Image.open(source) as before, Image.open(target) as after:
+        assert after.tobytes() == before.tobytes()
+        assert after.format == "JPEG"
+    return made
+
+
+@pytest.mark.parametrize("more", [{}, {"progressive": True}, {"restart_marker_blocks": 1}])
+def test_what_follows_a_jpegs_end_goes(tmp_path: Path, more: dict[str, Any]) -> None:
+    whole = stripped(tmp_path, jpeg(**more))
+    assert whole.endswith(b"\xff\xd9")
+    assert stripped(tmp_path, jpeg(**more) + SECRET) == whole
+    assert stripped(tmp_path, jpeg(**more) + jpeg()) == whole
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
+def test_a_jpegs_pixels_are_the_same_wherever_reading_cuts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    content = jpeg(Image.effect_noise((96, 64), 80), restart_marker_blocks=1, quality=98)
+    whole = stripped(tmp_path, content + SECRET)
+    monkeypatch.setattr(segments, "_SCAN_PIECE", size)
+    assert stripped(tmp_path, content + SECRET) == whole
+
+
+def test_the_second_picture_of_an_mpo_goes(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    other = PIXELS.rotate(180)
+    other.encoderinfo = {"exif": as_comfyui_has_it()}
+    PIXELS.save(file, "MPO", save_all=True, append_images=[other], exif=as_comfyui_has_it())
+    assert file.getvalue().count(SECRET) > 2
+    assert SECRET not in stripped(tmp_path, file.getvalue())
+
+
+def test_metadata_between_a_jpegs_scans_goes(tmp_path: Path) -> None:
+    content = jpeg(progressive=True)
+    at = content.rindex(b"\xff\xda")
+    comment = b"\xff\xfe" + struct.pack(">H", len(SECRET) + 2) + SECRET
+    made = stripped(tmp_path, content[:at] + comment + content[at:])
+    assert made == stripped(tmp_path, content)
+
+
+def test_fill_bytes_before_a_jpegs_marker_are_skipped(tmp_path: Path) -> None:
+    content = jpeg()
+    at = content.index(b"\xff\xdb")
+    assert stripped(tmp_path, content[:at] + b"\xff" * 3 + content[at:]) == stripped(
+        tmp_path, content
+    )
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_segment_shorter_than_its_own_length_is_unreadable(tmp_path: Path, length: int) -> None:
+    content = jpeg()
+    at = content.index(b"\xff\xda")
+    bad = b"\xff\xfe" + struct.pack(">H", length)
+    (tmp_path / "a").write_bytes(content[:at] + bad + content[at:])
+    with pytest.raises(Unreadable):
+        pictures.stripped(tmp_path / "a", tmp_path / "b", "image/jpeg")
+
+
+def test_a_jpeg_without_a_picture_is_unreadable() -> None:
+    with pytest.raises(Unreadable):
+        segments.copy_jpeg(io.BytesIO(b"\xff\xd8\xff\xd9"), io.BytesIO(), None)
+
+
+def test_a_jpeg_whose_pixels_break_off_passes_as_far_as_it_goes() -> None:
+    content, target = jpeg(), io.BytesIO()
+    segments.copy_jpeg(io.BytesIO(content[:-20]), target, None)
+    assert content[:-20].endswith(target.getvalue()[-100:])
+
+
+@pytest.mark.parametrize("wanted", ["webp", "jpeg", "png"])
+def test_a_full_disk_is_not_a_pictures_fault(tmp_path: Path, wanted: PictureFormat) -> None:
+    noisy = png(tmp_path / "a", Image.effect_noise((400, 300), 80).convert("RGB"))
+    with pytest.raises(OSError, match="No space left"):
+        pictures.converted(noisy, Path("/dev/full"), wanted, FileOptions(format=wanted))

@@ -93,6 +93,24 @@ def test_it_makes_no_difference_where_the_pieces_are_cut(*, mark: bool, behind: 
     assert SECRET.encode() not in whole
 
 
+def test_pieces_shorter_than_what_is_held_make_no_difference() -> None:
+    # a dropped chunk and the beginning of the next: as many bytes held after a piece as before it
+    dice = random.Random(7)
+    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", bytes(13))
+    tail = chunk(b"IDAT", bytes(30)) + chunk(b"comf", b"x" * 9) + chunk(b"IEND", b"")
+    for _ in range(60):
+        texts = [chunk(b"tEXt", dice.randbytes(dice.randint(0, 20))) for _ in range(5)]
+        marked = chunk(b"tEXt", b"engine\0simulator")
+        shown = [chunk(b"tIME", bytes(7)), chunk(b"gAMA", bytes(4)), marked]
+        png = head + b"".join(dice.sample(texts + shown, 8)) + tail
+        whole = passed(png, [])
+        for _ in range(40):
+            cuts = [dice.randint(1, 40)]
+            while cuts[-1] < len(png):
+                cuts.append(cuts[-1] + dice.randint(1, 40))
+            assert passed(png, cuts[:-1]) == whole
+
+
 def test_what_comes_behind_the_pixels_is_blanked_at_its_own_length() -> None:
     before, after = written(behind=True), passed(written(behind=True), [])
     (secret,) = [data for kind, data in chunks(before) if kind == b"comf"]

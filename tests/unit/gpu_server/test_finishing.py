@@ -1,10 +1,12 @@
 """One file on its way out: made ready once, sent as often as it takes, cleared away after."""
 
 import asyncio
+import errno
 import io
+import shutil
 import tempfile
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -14,13 +16,15 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from gpu_server.comfy import ComfyClient, ComfyFile, ComfyUnavailable, RunFailed
-from gpu_server.finish import Finishing, pictures
+from gpu_server.finish import Finishing, NotPrepared, pictures, tidied
 from gpu_server.protocol import FileOptions
 
 PIXELS = Image.effect_noise((320, 200), 60).convert("RGB")
 AS_IT_IS = FileOptions()
 WEBP = FileOptions(format="webp")
 KEPT = FileOptions(keep_metadata=True)
+
+Make = Callable[..., Finishing]
 
 
 class Comfy:
@@ -55,11 +59,6 @@ def png(**texts: str) -> bytes:
     return file.getvalue()
 
 
-def finishing(comfy: Comfy, wanted: FileOptions, name: str = "a.png") -> Finishing:
-    file = ComfyFile(node="9", key="images", index=0, filename=name, subfolder="", type="output")
-    return Finishing(cast("ComfyClient", comfy), file, wanted)
-
-
 def left(folder: Path) -> list[Path]:
     """What lies on the disk."""
     return list(folder.iterdir())
@@ -71,13 +70,27 @@ async def sent(file: Finishing) -> tuple[bytes, dict[str, Any], int | None]:
         return content, body.told, body.length
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "finishing"
+    folder.mkdir()
+    return folder
 
 
-async def test_a_png_is_streamed_and_leaves_nothing_on_the_disk(folder: Path) -> None:
+@pytest.fixture
+def finishing(folder: Path) -> Make:
+    def make(comfy: Comfy, wanted: FileOptions, name: str = "a.png") -> Finishing:
+        file = ComfyFile(
+            node="9", key="images", index=0, filename=name, subfolder="", type="output"
+        )
+        return Finishing(cast("ComfyClient", comfy), file, wanted, folder)
+
+    return make
+
+
+async def test_a_png_is_streamed_and_leaves_nothing_on_the_disk(
+    finishing: Make, folder: Path
+) -> None:
     comfy = Comfy(png(prompt="secret" * 100))
     async with finishing(comfy, AS_IT_IS) as file:
         first, told, length = await sent(file)
@@ -89,14 +102,16 @@ async def test_a_png_is_streamed_and_leaves_nothing_on_the_disk(folder: Path) ->
     assert b"secret" not in first
 
 
-async def test_a_file_of_unknown_length_is_sent_as_such() -> None:
+async def test_a_file_of_unknown_length_is_sent_as_such(finishing: Make) -> None:
     async with finishing(Comfy(png(prompt="secret"), length=False), AS_IT_IS) as file:
         content, told, length = await sent(file)
     assert (length, told["bytes"]) == (None, len(content))
     assert content == png()
 
 
-async def test_a_conversion_is_made_once_however_often_it_is_sent(folder: Path) -> None:
+async def test_a_conversion_is_made_once_however_often_it_is_sent(
+    finishing: Make, folder: Path
+) -> None:
     comfy = Comfy(png())
     async with finishing(comfy, WEBP) as file:
         first, told, length = await sent(file)
@@ -107,7 +122,7 @@ async def test_a_conversion_is_made_once_however_often_it_is_sent(folder: Path) 
     assert left(folder) == []
 
 
-async def test_a_picture_that_has_the_format_already_is_not_made_anew() -> None:
+async def test_a_picture_that_has_the_format_already_is_not_made_anew(finishing: Make) -> None:
     file = io.BytesIO()
     PIXELS.save(file, "WEBP", lossless=True)
     async with finishing(Comfy(file.getvalue()), WEBP, "a.webp") as each:
@@ -115,7 +130,9 @@ async def test_a_picture_that_has_the_format_already_is_not_made_anew() -> None:
 
 
 @pytest.mark.parametrize("wanted", [AS_IT_IS, WEBP])
-async def test_what_has_no_metadata_we_know_of_passes_as_it_is(wanted: FileOptions) -> None:
+async def test_what_has_no_metadata_we_know_of_passes_as_it_is(
+    finishing: Make, wanted: FileOptions
+) -> None:
     async with finishing(Comfy(b"\0latent" * 500), wanted, "a.latent") as file:
         content, told, length = await sent(file)
     assert (content, length) == (b"\0latent" * 500, 3500)
@@ -132,7 +149,7 @@ async def test_what_has_no_metadata_we_know_of_passes_as_it_is(wanted: FileOptio
     ],
 )
 async def test_a_file_that_cannot_be_read_fails_clearly_unless_it_may_stay_as_it_is(
-    content: bytes, name: str, folder: Path
+    finishing: Make, content: bytes, name: str, folder: Path
 ) -> None:
     with pytest.raises(RunFailed) as caught:
         async with finishing(Comfy(content), AS_IT_IS, name) as file:
@@ -145,7 +162,9 @@ async def test_a_file_that_cannot_be_read_fails_clearly_unless_it_may_stay_as_it
     assert left(folder) == []
 
 
-async def test_a_picture_too_large_to_convert_is_refused_before_it_is_fetched() -> None:
+async def test_a_picture_too_large_to_convert_is_refused_before_it_is_fetched(
+    finishing: Make,
+) -> None:
     huge = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (40_000).to_bytes(4) * 2
     comfy = Comfy(huge + bytes(600_000), breaks_at=500_000)
     with pytest.raises(RunFailed) as caught:
@@ -155,14 +174,14 @@ async def test_a_picture_too_large_to_convert_is_refused_before_it_is_fetched() 
 
 
 @pytest.mark.parametrize("wanted", [WEBP, FileOptions(format="jpeg")])
-async def test_comfyui_breaking_off_is_told_as_such(wanted: FileOptions) -> None:
+async def test_comfyui_breaking_off_is_told_as_such(finishing: Make, wanted: FileOptions) -> None:
     with pytest.raises(ComfyUnavailable):
         async with finishing(Comfy(png(), breaks_at=1000), wanted) as file:
             await sent(file)
 
 
 async def test_a_cancelled_run_leaves_a_conversion_behind_and_nothing_on_the_disk(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    finishing: Make, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on, over = threading.Event(), threading.Event(), threading.Event()
     convert = pictures.converted
@@ -194,15 +213,40 @@ async def test_a_cancelled_run_leaves_a_conversion_behind_and_nothing_on_the_dis
     assert left(folder) == []
 
 
-async def test_a_full_disk_is_a_transient_failure_without_a_path(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+async def test_a_full_disk_is_told_without_a_path_and_the_file_is_made_once_there_is_room(
+    finishing: Make, number: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(folder / "gone"))
-    with pytest.raises(RunFailed) as caught:
-        async with finishing(Comfy(png()), WEBP) as file:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(number, "no room", str(folder))
+
+    comfy = Comfy(png())
+    async with finishing(comfy, WEBP) as file:
+        with monkeypatch.context() as patched:
+            patched.setattr(pictures, "converted", full)
+            with pytest.raises(NotPrepared) as caught:
+                await sent(file)
+        assert left(folder) == [], "others may need the room"
+        assert (await sent(file))[1]["media_type"] == "image/webp"
+    failure = caught.value.failure
+    assert (failure.kind, failure.code) == ("transient", "delivery_failed")
+    assert str(folder) not in failure.message
+    assert left(folder) == []
+
+
+async def test_a_made_file_that_is_gone_is_made_anew(finishing: Make, folder: Path) -> None:
+    async with finishing(Comfy(png()), WEBP) as file:
+        first, _, _ = await sent(file)
+        shutil.rmtree(folder)
+        with pytest.raises(NotPrepared):
             await sent(file)
-    assert (caught.value.failure.kind, caught.value.failure.code) == (
-        "transient",
-        "delivery_failed",
-    )
-    assert str(folder) not in caught.value.failure.message
+        assert (await sent(file))[0] == first
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(folder: Path) -> None:
+    (folder / "finish-abc").mkdir()
+    (folder / "finish-abc" / "came").write_bytes(b"x")
+    (folder / "kept").mkdir()
+    tidied(folder)
+    assert left(folder) == [folder / "kept"]
+    tidied(folder / "never made")

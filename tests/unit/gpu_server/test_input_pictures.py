@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gpu_server.workflow import Size, UnfitPicture, load_workflows, look_at
+from gpu_server.workflow import Size, UnfitPicture, load_workflows, look_at, on_white
 from gpu_server.workflow.pictures import MAX_PIXELS, Picture, lowered
 
 SIZE = (123, 77)
@@ -225,3 +225,21 @@ def test_a_blur_is_lowered_to_what_its_picture_can_take() -> None:
             blur = used(side, wanted)
             # the radius the graph gets, and the side of the shrunk mask
             assert blur == 0 or max(1, round(blur * 0.62)) < round(side * 0.2)
+
+
+async def test_what_is_clear_in_a_picture_becomes_white() -> None:
+    picture = Image.new("RGBA", (4, 2), (200, 10, 10, 255))
+    picture.putpixel((1, 1), (10, 200, 10, 0))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    laid = await on_white(file)
+    assert laid is not None
+    with laid, Image.open(laid) as made:
+        assert (made.format, made.mode, made.size) == ("PNG", "RGB", (4, 2))
+        assert (made.getpixel((0, 0)), made.getpixel((1, 1))) == ((200, 10, 10), (255, 255, 255))
+
+
+async def test_a_picture_without_transparency_is_sent_as_it_came() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 2)).save(file, "PNG")
+    assert await on_white(file) is None

@@ -32,6 +32,8 @@ class Site:
         self.takes_ranges = True
         self.breaks_off_at: int | None = None
         self.location: str | None = None
+        self.linked: dict[str, str] = {}
+        """What Hugging Face tells of a large file before it sends one elsewhere."""
         self.status = 200
         self.media_type = "application/octet-stream"
 
@@ -41,7 +43,7 @@ class Site:
         headers = {"etag": self.etag, "content-type": self.media_type}
         status, body = self.status, self.content
         if self.location is not None:
-            status, body, headers = 302, b"", {"location": self.location}
+            status, body, headers = 302, b"", {"location": self.location, **self.linked}
         elif self.takes_ranges and asked.get("if-range", self.etag) == self.etag:
             start = int(asked.get("range", "bytes=0-")[6:-1])
             if start >= len(body):
@@ -212,8 +214,39 @@ async def test_a_wrong_hash_removes_the_file(site: Site, tmp_path: Path, beginni
 
 async def test_a_wrong_size_is_refused_before_the_file_comes(site: Site, tmp_path: Path) -> None:
     message = await refused(model(site, bytes=77), tmp_path, site)
-    assert message == f"the server's file has {len(CONTENT)} bytes, the manifest's 77"
+    assert message == f"the server sends {len(CONTENT)} bytes, and 77 are expected"
     assert lying_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("linked", "message"),
+    [
+        ({"x-linked-etag": f'"{"0" * 64}"'}, "its SHA-256 is not what its server names"),
+        ({"x-linked-size": "77"}, f"the server sends {len(CONTENT)} bytes, and 77 are expected"),
+        ({"x-linked-etag": f'"{SHA256}"', "x-linked-size": str(len(CONTENT))}, None),
+    ],
+)
+async def test_what_hugging_face_names_is_checked_where_the_manifest_names_nothing(
+    site: Site, tmp_path: Path, linked: dict[str, str], message: str | None
+) -> None:
+    async with serving(storage := Site()) as url:
+        site.location, site.linked = f"{url}/a.safetensors", linked
+        allowed = {"allow_origins": [site.url, url]}
+        if message is None:
+            assert await pull(unknown(site), tmp_path, site, **allowed)
+            assert is_whole(tmp_path)
+        else:
+            assert message in await refused(unknown(site), tmp_path, site, **allowed)
+            assert lying_in(tmp_path) == []
+    assert len(storage.asked) == 1
+
+
+async def test_an_empty_file_is_not_there(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "a.safetensors").touch()
+    assert state_of(tmp_path, unknown(site)) == "wrong size"
+    assert await pull(unknown(site), tmp_path, site)
+    assert is_whole(tmp_path)
 
 
 async def test_a_full_disk_is_told_before_the_file_comes(site: Site, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Files that runs read: addresses made at each start, and whose fault it is when one fails."""
 
 import asyncio
+import dataclasses
 import json
 from typing import Any
 
@@ -163,6 +164,20 @@ def test_whose_fault_it_is(message: str, code: str, kind: Any, becomes: str) -> 
     assert (told.code, told.kind) == (becomes, "usage")
     if becomes == code:
         assert told == failure
+
+
+def test_a_file_is_named_as_the_caller_named_it() -> None:
+    sent_as = {"image_url": "input_image_url", "faces": "heads"}
+    call = dataclasses.replace(new_job(inputs=INPUTS).call, sent_as=sent_as)
+    for code, message, said in (
+        ("unreadable_image", "image_url: is cut off", "input_image_url: is cut off"),
+        ("fetch_failed", "faces.0: can't be resolved", "heads.0: can't be resolved"),
+        ("file_not_found", "faces.1: x answered 404", "heads.1: the file was deleted"),
+        ("fetch_failed", "image_url: x answered 503", "input_image_url: the file could not"),
+        ("out_of_memory", "image_url is none of it", "image_url is none of it"),
+    ):
+        told = blamed(call, Failure(kind="usage", code=code, message=message), last=False)
+        assert told.message.startswith(said)
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -65,6 +65,24 @@ def doubling(document: dict[str, Any]) -> None:
     document["scenes"][0]["nodes"].append(first)
 
 
+def attribute(name: str, **changed: Any) -> Damage:
+    """Change the accessor of an attribute, to rows that are no longer than its own."""
+
+    def damage(document: dict[str, Any]) -> None:
+        primitives = [mesh["primitives"][0] for mesh in document["meshes"]]
+        number = next(p["attributes"][name] for p in primitives if name in p["attributes"])
+        document["accessors"][number].update(changed)
+
+    return damage
+
+
+def webp(source: object) -> Damage:
+    def damage(document: dict[str, Any]) -> None:
+        document["textures"][0]["extensions"] = {"EXT_texture_webp": {"source": source}}
+
+    return damage
+
+
 BROKEN: list[tuple[str, Damage]] = [
     ("mesh_external", lambda d: d["buffers"][0].update(uri="https://example.com/a.bin")),
     ("mesh_external", lambda d: d["buffers"][0].update(uri="../../etc/passwd")),
@@ -111,6 +129,20 @@ BROKEN: list[tuple[str, Damage]] = [
     ("mesh_unsupported", lambda d: d.update(skins=[{"joints": [0]}])),
     ("mesh_unsupported", lambda d: d.update(animations=[{}])),
     ("mesh_unsupported", lambda d: d["meshes"][0]["primitives"][0].update(targets=[{}])),
+    *(("mesh_invalid", attribute("COLOR_0", type=t)) for t in ("SCALAR", "VEC2")),
+    *(("mesh_invalid", attribute("NORMAL", type=t)) for t in ("SCALAR", "VEC2")),
+    *(("mesh_invalid", attribute("TANGENT", type=t)) for t in ("SCALAR", "VEC2", "VEC3")),
+    ("mesh_invalid", attribute("TEXCOORD_1", type="SCALAR")),
+    ("mesh_invalid", attribute("POSITION", componentType=5125)),
+    ("mesh_invalid", attribute("NORMAL", componentType=5121)),
+    ("mesh_invalid", attribute("TANGENT", componentType=5123)),
+    ("mesh_invalid", attribute("TEXCOORD_0", componentType=5125)),
+    ("mesh_invalid", attribute("COLOR_0", componentType=5120)),
+    *(("mesh_invalid", webp(source)) for source in (-1, 5, True, "0")),
+    ("mesh_invalid", lambda d: d["textures"][0].update(source=5)),
+    ("mesh_invalid", lambda d: d["nodes"][0].update(name="\ud800")),
+    ("mesh_invalid", lambda d: d["nodes"][3].update(extras={"a": ["\udfff"]})),
+    ("mesh_invalid", lambda d: d["nodes"][3].update(extras={"\udc00": 1})),
     ("mesh_invalid", cycle),
     ("mesh_invalid", doubling),
     ("mesh_too_large", chain),

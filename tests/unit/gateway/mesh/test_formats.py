@@ -68,12 +68,12 @@ def test_3mf_holds_closed_solids_in_millimetres(tmp_path: Path) -> None:
 def test_a_name_cannot_break_out_of_the_3mf(tmp_path: Path) -> None:
     model = glb.Model()
     points = model.accessor([[0, 0, 0], [1, 0, 0], [0, 1, 0]])
-    name = '"><evil/>\x01&\ud800'
+    name = '"><evil/>\x01\x0b&\ufffe\uffff\ufffd\U0001f600'
     model.node(mesh=model.mesh({"attributes": {"POSITION": points}}), name=name)
     target = tmp_path / "out.3mf"
     order = MeshOrder(source=model.save(tmp_path / "in.glb"), target=target, format="3mf")
     carry_out(order, MeshLimits())
-    assert three_mf(target)[0][0] == '"><evil/>&?'
+    assert three_mf(target)[0][0] == '"><evil/>&\ufffd\U0001f600'
 
 
 def test_obj_has_texture_coordinates_normals_and_vertex_colours(tmp_path: Path) -> None:
@@ -103,3 +103,20 @@ def test_obj_zip_names_every_picture_it_brings(tmp_path: Path) -> None:
     assert "map_Kd textures/0.png" in library
     loaded = outside.scene(tmp_path / "model.obj", "obj")
     assert sum(len(mesh.faces) for mesh in loaded.geometry.values()) == 552
+
+
+def test_webp_goes_before_what_stands_in_for_it(tmp_path: Path) -> None:
+    model = glb.rich()
+    extensions: dict[str, Any] = {
+        "EXT_texture_webp": {"source": 1, "extras": {}},
+        "SOME_other": {"kept": True},
+    }
+    model.document["textures"][0]["extensions"] = extensions
+    source = model.save(tmp_path / "in.glb")
+    target = tmp_path / "out.zip"
+    carry_out(MeshOrder(source=source, target=target, format="obj_zip"), MeshLimits())
+    with zipfile.ZipFile(target) as archive:
+        assert "map_Kd textures/1.png" in archive.read("model.mtl").decode()
+    carry_out(MeshOrder(source=source, target=tmp_path / "out.glb"), MeshLimits())
+    document, _ = glb.unpack(tmp_path / "out.glb")
+    assert document["textures"][0]["extensions"] == extensions

@@ -13,10 +13,12 @@ import pytest
 from gateway.mesh.errors import MeshError
 from gateway.mesh.order import Clean, MeshLimits, MeshOrder, Normalise, part_of
 from gateway.mesh.pool import MeshPool
+from gateway.mesh.worker import Answer, Task
 from tests.unit.gateway.mesh import glb
 
 WORKER = "gateway.mesh.worker"
 HANGING = "tests.unit.gateway.mesh.hanging"
+FAILING = "tests.unit.gateway.mesh.failing"
 
 
 def order(folder: Path, model: glb.Model | None = None) -> MeshOrder:
@@ -65,6 +67,50 @@ async def test_a_fault_of_the_model_comes_back_with_its_code(tmp_path: Path) -> 
         with pytest.raises(MeshError) as caught:
             await pool.run(order(tmp_path, glb.Model()))
     assert caught.value.code == "mesh_empty"
+
+
+async def test_a_process_ends_well_while_its_parent_lives(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", WORKER),
+        cwd=Path(__file__).parents[4],
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    task = Task(order=order(tmp_path), limits=MeshLimits())
+    process.stdin.write(task.model_dump_json().encode() + b"\n")
+    # the pipe to it stays open: it is still waiting for its parent's end when its work is done
+    said, complained = await asyncio.gather(process.stdout.read(), process.stderr.read())
+    code = await process.wait()
+    process.stdin.close()
+    assert Answer.model_validate_json(said).report is not None
+    assert (code, complained) == (0, b"")
+
+
+async def test_an_error_nobody_foresaw_is_the_models_fault_and_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FAILING_WITH", "IndexError")
+    async with MeshPool(module=FAILING) as pool:
+        with pytest.raises(MeshError) as caught:
+            await pool.run(order(tmp_path))
+    assert caught.value.code == "mesh_invalid"
+    assert "secret detail" not in caught.value.message
+    assert "Traceback" in caplog.text
+    assert "IndexError: secret detail" in caplog.text
+
+
+@pytest.mark.parametrize("error", ["OSError", "ImportError"])
+async def test_an_error_of_the_machine_is_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    monkeypatch.setenv("FAILING_WITH", error)
+    async with MeshPool(module=FAILING) as pool:
+        with pytest.raises(MeshError, match="mesh_crashed"):
+            await pool.run(order(tmp_path))
 
 
 async def test_a_process_that_hangs_is_killed_in_time(tmp_path: Path) -> None:
