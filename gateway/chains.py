@@ -20,14 +20,6 @@ GPU_SHARE = 0.9
 
 F = TypeVar("F")
 
-_MESH_FILES: Mapping[str, str] = {
-    "glb": "glb",
-    "stl": "stl",
-    "obj": "obj",
-    "obj_zip": "zip",
-    "3mf": "3mf",
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redrawing:
@@ -82,7 +74,8 @@ def _named(call: Call) -> Call:
     if call.workflow not in OPERATIONS:
         # a parameter of that name may mean anything there
         return call
-    extension = _MESH_FILES.get(str(call.params.get("format")), "glb")
+    wanted = str(call.params.get("format") or "glb")
+    extension = "zip" if wanted == "obj_zip" else wanted
     return replace(call, extensions={**call.extensions, "models": extension})
 
 

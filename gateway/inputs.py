@@ -54,7 +54,7 @@ _NEEDED: Mapping[MediaKind, str] = {
     "video": "a video (MP4, MOV or WebM)",
     "model": "a mesh (GLB)",
 }
-_EXTENSIONS = {
+EXTENSIONS = {
     "image/png": "png",
     "image/jpeg": "jpg",
     "image/gif": "gif",
@@ -233,7 +233,7 @@ class Inputs:
             run_id=job_id,
             # no output is named so: its key is never that of a result
             slot=f"{INPUTS_PREFIX}:{slot}",
-            ext=_EXTENSIONS[file.media_type],
+            ext=EXTENSIONS[file.media_type],
         )
         try:
             stored = await self.storage.write(key, file.media_type, _pieces(file.data))

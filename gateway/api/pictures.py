@@ -2,7 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,7 +13,8 @@ from starlette.datastructures import UploadFile
 from gateway.api.context import Context
 from gateway.api.files import FILE_RESPONSES, Expires, Signature, answered
 from gateway.clock import Clock, SystemClock
-from gateway.errors import FieldError, InvalidParameters, NotFound, StorageFull
+from gateway.errors import FieldError, GatewayError, InvalidParameters, NotFound, StorageFull
+from gateway.inputs import EXTENSIONS
 from gateway.job import new_job_id
 from gateway.pictures import PICTURE_PREFIXES, Picture
 from gateway.security.signing import SignedFileNames
@@ -22,7 +24,6 @@ from gpu_server.workflow import UnfitPicture, look_at
 _log = logging.getLogger(__name__)
 
 _PIECE = 256 * 1024
-_EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
 # its next picture has the same path
 _CACHED = "private, no-cache"
 
@@ -39,6 +40,15 @@ class Pictures:
     path: str
     """Route whose items they belong to."""
     clock: Clock
+
+    @asynccontextmanager
+    async def dropped_on_failure(self, image: Picture | None) -> AsyncGenerator[None]:
+        """Give a picture up again when what it was kept for is not written."""
+        try:
+            yield
+        except GatewayError:
+            await self.drop(image)
+            raise
 
     async def keep(self, file: UploadFile) -> Picture:
         """Check an uploaded picture and store it under a key of its own.
@@ -62,7 +72,7 @@ class Pictures:
             job_id=picture_id,
             run_id=picture_id,
             slot="image",
-            ext=_EXTENSIONS[media_type],
+            ext=EXTENSIONS[media_type],
         )
 
         async def pieces() -> AsyncIterator[bytes]:

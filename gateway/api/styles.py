@@ -19,7 +19,6 @@ from gateway.db.styles import unknown_style
 from gateway.errors import (
     Conflict,
     FieldError,
-    GatewayError,
     InvalidParameters,
     NotFound,
     Unauthorized,
@@ -167,11 +166,8 @@ def _add_create(router: APIRouter, context: Context, pictures: Pictures) -> None
             texts = form.model_dump(exclude={"id", "image"})
             await _allow(context, texts, pictured=form.image is not None)
             image = await pictures.keep(form.image) if form.image is not None else None
-        try:
+        async with pictures.dropped_on_failure(image):
             added = await context.styles.add(form.id, texts, image)
-        except GatewayError:
-            await pictures.drop(image)
-            raise
         view = _shown(context, added)
         return as_json(view, 201, {"Location": f"{STYLES_PATH}/{added.id}"})
 
@@ -198,11 +194,8 @@ def _add_change(router: APIRouter, context: Context, pictures: Pictures) -> None
             pictured = form.image is not None or found.image is not None
             await _allow(context, texts, pictured=pictured)
             image = await pictures.keep(form.image) if form.image is not None else None
-        try:
+        async with pictures.dropped_on_failure(image):
             changed, replaced = await context.styles.change(found.id, texts, image)
-        except GatewayError:
-            await pictures.drop(image)
-            raise
         await pictures.drop(replaced)
         return as_json(_shown(context, changed))
 

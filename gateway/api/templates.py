@@ -18,7 +18,6 @@ from gateway.api.views import LINK_LIFETIME, as_json
 from gateway.db.templates import unknown_template
 from gateway.errors import (
     FieldError,
-    GatewayError,
     InvalidParameters,
     NotFound,
     PayloadTooLarge,
@@ -228,11 +227,8 @@ def _add_create(router: APIRouter, context: Context, pictures: Pictures) -> None
             texts = form.model_dump(exclude={"image"})
             await _allow(context, texts)
             image = await pictures.keep(form.image)
-        try:
+        async with pictures.dropped_on_failure(image):
             added = await context.templates.add(texts, image)
-        except GatewayError:
-            await pictures.drop(image)
-            raise
         view = _shown(context, added)
         return as_json(view, 201, {"Location": f"{TEMPLATES_PATH}/{added.id}"})
 
@@ -258,11 +254,8 @@ def _add_change(router: APIRouter, context: Context, pictures: Pictures) -> None
                 raise InvalidParameters([FieldError(field="body", code="empty", message=message)])
             await _allow(context, texts)
             image = await pictures.keep(form.image) if form.image is not None else None
-        try:
+        async with pictures.dropped_on_failure(image):
             changed, replaced = await context.templates.change(found.id, texts, image)
-        except GatewayError:
-            await pictures.drop(image)
-            raise
         await pictures.drop(replaced)
         return as_json(_shown(context, changed))
 
