@@ -9,18 +9,32 @@ WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 COMPILE = $(VENV)/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup check test pytest soak format docs lock run benchmarks
+.PHONY: help setup setup-serverless check test pytest soak format docs lock run benchmarks
 .DEFAULT_GOAL := help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-setup: $(VENV)/.lock ## Make the development environment from its lock file
+setup: $(VENV)/.lock $(VENV)/rclone/rclone ## Make the development environment from its lock file
 
 $(VENV)/.lock: requirements/dev.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: set PYTHON=/path/to/it"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# An S3 server for the tests; without it they are skipped, which REQUIRE_SERVICES=1 makes a failure.
+$(VENV)/rclone/rclone: requirements/rclone.txt | $(VENV)/.lock
+	-$(PY) -m tests.support.rclone
+
+setup-serverless: $(VENV)-serverless/.lock ## Make the serverless worker's environment from its lock file
+
+# Of its own: RunPod's SDK and the gateway's aioboto3 want different versions of botocore.
+$(VENV)-serverless/.lock: requirements/serverless.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: set PYTHON=/path/to/it"; exit 1; }
+	$(PYTHON) -m venv $(VENV)-serverless
+	$(VENV)-serverless/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		-r requirements/serverless.txt
 	@touch $@
 
 check: setup ## Lint, types, import contracts, shell scripts
@@ -30,7 +44,7 @@ check: setup ## Lint, types, import contracts, shell scripts
 	$(VENV)/bin/shellcheck startup.sh .ci/run examples/*.sh
 	$(VENV)/bin/pyright --pythonpath $(PY)
 
-pytest: setup ## The tests alone; ARGS="-k name" narrows them, WORKERS=0 runs them in one process
+pytest: setup setup-serverless ## The tests alone; ARGS="-k name" narrows them, WORKERS=0 runs them in one process
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal --reruns 1 $(ARGS)
 
 test: check pytest ## Everything that must hold: checks, then tests
@@ -55,6 +69,7 @@ lock: ## Resolve the lock files anew
 run: ## Start everything; the same as ./startup.sh
 	./startup.sh
 
-benchmarks: setup ## Measure the overhead against a bare client, and the job engine
+benchmarks: setup ## Measure the overhead against a bare client, the job engine, and large files
 	$(PY) -m benchmarks.overhead --write benchmarks/overhead.md
 	$(PY) -m benchmarks.jobs --write benchmarks/jobs.md
+	$(PY) -m benchmarks.media --write benchmarks/media.md

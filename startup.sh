@@ -239,7 +239,8 @@ wait_until_up() { # service
             tail -n 15 "$(log_file "$name")" >&2 || true
             die "$name ended while starting; its log is $(log_file "$name")"
         fi
-        [ "$SECONDS" -lt "$deadline" ] || die "$name does not answer at $url after $START_SECONDS s"
+        [ "$SECONDS" -lt "$deadline" ] ||
+            die "$name does not answer at $url after $START_SECONDS s; ./startup.sh doctor says what is amiss"
         sleep 0.2
     done
 }
@@ -331,7 +332,7 @@ start_all() {
     if ! running_pid backend >/dev/null; then
         if ! gateway migrate >>"$(log_file backend)" 2>&1; then
             tail -n 3 "$(log_file backend)" >&2
-            die "The database could not be prepared; $(log_file backend) says why."
+            die "The database could not be prepared; $(log_file backend) says why, ./startup.sh doctor what to do."
         fi
     fi
     start_service backend "$VENV/bin/python" -m gateway serve
@@ -393,8 +394,14 @@ case "${1:-start}" in
         status_table
         ;;
     logs) show_logs "${2:-}" ;;
+    doctor)
+        configure
+        choose_venv
+        [ -x "$VENV/bin/python" ] || die "Nothing is installed here yet: run ./startup.sh first."
+        gateway doctor "${@:2}"
+        ;;
     *)
-        printf 'Usage: ./startup.sh [start|stop|restart|status|logs [service]|demo]\n' >&2
+        printf 'Usage: ./startup.sh [start|stop|restart|status|logs [service]|doctor|demo]\n' >&2
         case "${1:-}" in -h | --help | help) ;; *) exit 2 ;; esac
         ;;
 esac

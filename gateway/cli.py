@@ -1,4 +1,4 @@
-"""`python -m gateway …`: serve, migrate, webhook-secret, openapi, docs, demo."""
+"""`python -m gateway …`: serve, migrate, doctor, webhook-secret, openapi, docs, demo."""
 
 import asyncio
 import json
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from gateway import reference
+from gateway.agreement import Misconfigured
 from gateway.db import (
     DatabaseRefused,
     DatabaseUnavailable,
@@ -26,9 +27,11 @@ from gateway.db import (
     migrate,
 )
 from gateway.demo import DemoFailed, make_picture
+from gateway.doctor import page
+from gateway.doctor.examination import examine
 from gateway.main import create_app
 from gateway.observability.logging import configure
-from gateway.runtime import Misconfigured, Runtime, build
+from gateway.runtime import Runtime, build
 from gateway.security.signing import UnusableSecret, load_secret, webhook_secret
 from gateway.settings import Settings, environment_name
 
@@ -163,6 +166,26 @@ def demo(
         make_picture(url, key.get_secret_value() if key else None, out)
     except DemoFailed as error:
         _give_up(str(error))
+
+
+@cli.command()
+def doctor(
+    webhook_url: Annotated[
+        str | None, typer.Option(help="A receiver of webhooks: it is sent a signed test event.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,  # noqa: FBT002  # how typer declares a switch
+) -> None:
+    """Check what this installation needs, and say what to fix; it may run meanwhile."""
+    # what the checks meet on their way is told in the report
+    logging.disable()
+    found = asyncio.run(examine(webhook_url=webhook_url))
+    if as_json:
+        typer.echo(page.as_json(found))
+    elif sys.stdout.isatty():
+        page.show(found, Console(highlight=False, safe_box=True))
+    else:
+        typer.echo(page.as_lines(found))
+    raise typer.Exit(0 if found.ok else 1)
 
 
 def _settings() -> Settings:

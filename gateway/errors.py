@@ -10,6 +10,7 @@ GatewayError
 │   ├── Unauthorized          401   no key, or a wrong one
 │   ├── Forbidden             403   a link is expired or its signature does not fit
 │   ├── NotEnabled            403   switched off on this installation
+│   ├── QuotaExceeded         403   the caller keeps as much here as one may
 │   ├── NotFound              404   no such job, file, model or route
 │   ├── MethodNotAllowed      405   the route exists, the method does not
 │   ├── Conflict              409   not possible in the present state
@@ -166,6 +167,14 @@ class NotEnabled(UsageError):
     code = "not_enabled"
     status = 403
     title = "That is switched off here"
+
+
+class QuotaExceeded(UsageError):
+    """The caller keeps as much here as one may; says how much, and what can be deleted."""
+
+    code = "quota_exceeded"
+    status = 403
+    title = "You keep as much here as you may"
 
 
 class NotFound(UsageError):

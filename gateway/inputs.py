@@ -1,58 +1,49 @@
 """The files a call names: each address is checked and turned into something a run can fetch.
 
-An address is hostile until it is checked. A file of ours must be the caller's own result; a foreign
-one is fetched by the GPU service, which looks its host up and refuses private ones; what comes
-inside the call is looked at and stored, so that nothing travels on as base64.
+An address is hostile until it is checked. A file of ours must be the caller's own result or upload;
+a foreign one is fetched by the GPU service, which looks its host up and refuses private ones; what
+comes inside the call is looked at and stored, so that nothing travels on as base64.
 """
 
-import asyncio
-import base64
-import io
 import logging
 import mimetypes
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from typing import Protocol, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import BaseModel
 
 from gateway.clock import Clock
 from gateway.errors import FieldError, InvalidParameters, StorageFull
+from gateway.inline import (
+    BASE64_PER_BYTE,
+    FAMILY,
+    LONGEST_HEAD,
+    NEEDED,
+    AddressRefused,
+    Inline,
+    inline,
+)
 from gateway.job import INPUTS_PREFIX, Artifact, Source
 from gateway.media import MediaKind, media_fields
 from gateway.pictures import Picture
-from gateway.sniffing import media_type_of
 from gateway.storage.base import NoRoom, Storage, StorageError
-from gpu_server.fetch import FetchError, check_address, origin_of
-from gpu_server.workflow import Size, Sizes, UnfitPicture, look_at
+from gpu_server.addresses import FetchError, FetchRules, check_address, origin_of
+from gpu_server.workflow import Size, Sizes, UnfitPicture
 
 _log = logging.getLogger(__name__)
 
-BASE64_PER_BYTE = 4 / 3 * 66 / 64
-"""With line breaks, two characters each, after every 64."""
-_LONGEST_HEAD = 200
-_LOCAL = "local://files/"
-_STORES = frozenset({"r2", "s3", "gs"})
-_FAMILY: Mapping[MediaKind, str] = {
-    "image": "image/",
-    "mask": "image/",
-    "video": "video/",
-    "model": "model/",
-}
+UPLOADS_PATH = "/api/uploads"
+"""The route that serves what callers have uploaded."""
+_STORES = frozenset({"r2", "s3", "gs", "local"})
 _USUAL: Mapping[MediaKind, str] = {
     "image": "image/png",
     "mask": "image/png",
     "video": "video/mp4",
     "model": "model/gltf-binary",
-}
-_NEEDED: Mapping[MediaKind, str] = {
-    "image": "a picture (PNG, JPEG, WebP or GIF)",
-    "mask": "a picture (PNG, JPEG, WebP or GIF)",
-    "video": "a video (MP4, MOV or WebM)",
-    "model": "a mesh (GLB)",
 }
 EXTENSIONS = {
     "image/png": "png",
@@ -71,6 +62,41 @@ class CallerFiles(Protocol):
 
     async def file_of(self, caller: str, filename: str, /) -> Artifact | None:
         """The caller's artifact of that file name."""
+        ...
+
+
+class Uploaded(Protocol):
+    """A file a caller has uploaded."""
+
+    @property
+    def key(self) -> str: ...  # noqa: D102 - as in its table, like those that follow
+    @property
+    def media_type(self) -> str: ...  # noqa: D102
+    @property
+    def bytes(self) -> int: ...  # noqa: D102
+    @property
+    def sha256(self) -> str: ...  # noqa: D102
+    @property
+    def width(self) -> int | None: ...  # noqa: D102
+    @property
+    def height(self) -> int | None: ...  # noqa: D102
+    @property
+    def expires_at(self) -> datetime | None: ...  # noqa: D102
+
+
+class CallerUploads(Protocol):
+    """Who knows what a caller has uploaded."""
+
+    async def file_of(self, caller: str, filename: str, /) -> Uploaded | None:
+        """The caller's upload of that file name."""
+        ...
+
+
+class InputBuckets(Protocol):
+    """Buckets whose files every caller may name."""
+
+    def canonical(self, address: str, /) -> str | None:
+        """Write the address of a file in one of them in the one way; None for any other."""
         ...
 
 
@@ -94,27 +120,8 @@ class ItemPictures(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inline:
-    """A file that came inside a call, decoded; not stored yet."""
-
-    media_type: str
-    data: bytes
-    size: Size | None = None
-    """Of a picture."""
-
-
 Checked = Mapping[str, tuple[Source | Inline, ...]]
 """Files of a call by parameter, every one of them acceptable."""
-
-
-class _Refused(Exception):
-    """An address that is not taken."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +129,7 @@ class Inputs:
     """Checks the addresses of calls, and stores what came inside them."""
 
     files: CallerFiles
+    uploads: CallerUploads
     pictures: ItemPictures
     storage: Storage
     names: InputNames
@@ -132,6 +140,9 @@ class Inputs:
     """Addresses this gateway is reached at."""
     max_inline_mb: int
     """Largest file inside a call, in MiB, decoded."""
+    rules: FetchRules
+    """Where callers' addresses may lead."""
+    buckets: InputBuckets | None = None
 
     async def check(self, params: BaseModel, caller: str) -> Checked:
         """Check every address in a call's parameters. Raises InvalidParameters."""
@@ -142,7 +153,7 @@ class Inputs:
             for place, address in _addresses(name, getattr(params, name)):
                 try:
                     files.append(await self._file(address, field.kind, caller))
-                except (_Refused, UnfitPicture) as refused:
+                except (AddressRefused, UnfitPicture) as refused:
                     said = FieldError(field=place, code=refused.code, message=refused.message)
                     errors.append(said)
             if files:
@@ -175,24 +186,25 @@ class Inputs:
             _log.warning("files of a call that was not taken stay for the sweep: %s", error)
 
     async def _file(self, address: str, kind: MediaKind, caller: str) -> Source | Inline:
-        scheme = address.partition(":")[0].lower()
+        scheme, colon, rest = address.partition(":")
+        scheme = scheme.lower()
         if scheme == "data":
-            return await _inline(address, kind, self.max_inline_mb)
-        if scheme in _STORES:
-            raise _Refused("no_such_store", f"no {scheme}:// store is configured here")
-        if scheme == "local":
-            return await self._by_key(address, kind, caller)
-        path = self._own_path(address)
-        if path is not None and (picture := await self.pictures.at(path)) is not None:
-            return _of_kind(picture.source(), kind)
+            return await inline(address, kind, self.max_inline_mb)
+        if colon and not address.startswith("/"):
+            address = f"{scheme}:{rest}"
+        path = None if scheme in _STORES else self._own_path(address)
         if path is not None:
-            folder, _, filename = path.rpartition("/")
-            found = await self._artifact(filename if folder in self.paths else "", caller)
-            return _source(found, kind)
+            return _of_kind(await self._at(path, caller), kind)
+        if (key := self.storage.key_of(address)) is not None:
+            return _of_kind(await self._by_key(key, caller), kind)
+        if self.buckets is not None and (named := self.buckets.canonical(address)) is not None:
+            return Source(url=named, media_type=_guessed(named, kind))
+        if scheme in _STORES:
+            raise self._no_file(address)
         try:
-            check_address(address)
+            check_address(address, self.rules)
         except FetchError as error:
-            raise _Refused(error.code, error.message) from None
+            raise AddressRefused(error.code, error.message) from None
         return Source(url=address, media_type=_guessed(address, kind))
 
     def _own_path(self, address: str) -> str | None:
@@ -210,20 +222,42 @@ class Inputs:
         prefix = urlsplit(bases[0]).path.rstrip("/")
         return path.removeprefix(prefix)
 
-    async def _by_key(self, address: str, kind: MediaKind, caller: str) -> Source:
-        key = address[len(_LOCAL) :] if address.lower().startswith(_LOCAL) else ""
-        artifact = await self._artifact(self.names.filename(key), caller)
-        if artifact.key != key:
-            raise _unknown()
-        return _source(artifact, kind)
+    async def _at(self, path: str, caller: str) -> Source:
+        """Find the caller's file that a path of ours serves."""
+        if (picture := await self.pictures.at(path)) is not None:
+            return picture.source()
+        folder, _, filename = path.rpartition("/")
+        if filename and folder in self.paths:
+            return _source(await self.files.file_of(caller, filename))
+        if filename and folder == UPLOADS_PATH:
+            return self._uploaded(await self.uploads.file_of(caller, filename))
+        raise _unknown()
 
-    async def _artifact(self, filename: str, caller: str) -> Artifact:
-        artifact = await self.files.file_of(caller, filename) if filename else None
-        if artifact is None:
+    async def _by_key(self, key: str, caller: str) -> Source:
+        """Find the caller's file that lies under a key."""
+        filename = self.names.filename(key)
+        if (artifact := await self.files.file_of(caller, filename)) is not None:
+            source = _source(artifact)
+        else:
+            source = self._uploaded(await self.uploads.file_of(caller, filename))
+        if source.key != key:
             raise _unknown()
-        if artifact.removed_at is not None:
-            raise _Refused("file_removed", "this file was removed, with its job or by its age")
-        return artifact
+        return source
+
+    def _uploaded(self, upload: Uploaded | None) -> Source:
+        if upload is None:
+            raise _unknown()
+        if upload.expires_at is not None and upload.expires_at <= self.clock.now():
+            raise _removed("this file was removed by its age")
+        return _of_file(upload)
+
+    def _no_file(self, address: str) -> AddressRefused:
+        """Say whether it is the file that is not known, or its store."""
+        scheme, _, place = address.partition("://")
+        store = f"{scheme}://{place.partition('/')[0]}/"
+        if self.storage.address("").startswith(store) or scheme == "local":
+            return _unknown()
+        return AddressRefused("no_such_store", f"no such {scheme}:// store is configured here")
 
     async def _stored(self, file: Inline, job_id: str, slot: str) -> Source:
         key = self.names.key(
@@ -259,7 +293,7 @@ def sizes_of(checked: Checked) -> Sizes:
 def largest_files(params: type[BaseModel], max_inline_mb: int) -> int:
     """Bytes the files inside a call may have together, as base64."""
     most = sum(field.most for field in media_fields(params).values())
-    return int(most * (max_inline_mb * 1024 * 1024 * BASE64_PER_BYTE + _LONGEST_HEAD))
+    return int(most * (max_inline_mb * 1024 * 1024 * BASE64_PER_BYTE + LONGEST_HEAD))
 
 
 def _addresses(name: str, value: object) -> Iterator[tuple[str, str]]:
@@ -271,24 +305,35 @@ def _addresses(name: str, value: object) -> Iterator[tuple[str, str]]:
             yield f"{name}.{n}", address
 
 
-def _unknown() -> _Refused:
-    return _Refused("unknown_file", "there is no such file of yours here")
+def _unknown() -> AddressRefused:
+    return AddressRefused("unknown_file", "there is no such file of yours here")
 
 
-def _source(artifact: Artifact, kind: MediaKind) -> Source:
-    made = Source(
-        key=artifact.key,
-        media_type=artifact.media_type,
-        sha256=artifact.sha256,
-        bytes=artifact.bytes,
-        size=_size(artifact.width, artifact.height),
+def _removed(message: str) -> AddressRefused:
+    return AddressRefused("file_removed", message)
+
+
+def _source(artifact: Artifact | None) -> Source:
+    if artifact is None:
+        raise _unknown()
+    if artifact.removed_at is not None:
+        raise _removed("this file was removed, with its job or by its age")
+    return _of_file(artifact)
+
+
+def _of_file(file: Artifact | Uploaded) -> Source:
+    return Source(
+        key=file.key,
+        media_type=file.media_type,
+        sha256=file.sha256,
+        bytes=file.bytes,
+        size=_size(file.width, file.height),
     )
-    return _of_kind(made, kind)
 
 
 def _of_kind(source: Source, kind: MediaKind) -> Source:
-    if not source.media_type.startswith(_FAMILY[kind]):
-        raise _Refused("wrong_kind", f"must be {_NEEDED[kind]}; this is {source.media_type}")
+    if not source.media_type.startswith(FAMILY[kind]):
+        raise AddressRefused("wrong_kind", f"must be {NEEDED[kind]}; this is {source.media_type}")
     return source
 
 
@@ -298,36 +343,8 @@ def _size(width: int | None, height: int | None) -> tuple[int, int] | None:
 
 def _guessed(address: str, kind: MediaKind) -> str:
     """What a foreign file's name says of it, if that fits; else what it usually is."""
-    named = mimetypes.guess_type(httpx.URL(address).path)[0] or ""
-    return named if named.startswith(_FAMILY[kind]) else _USUAL[kind]
-
-
-async def _inline(address: str, kind: MediaKind, max_mb: int) -> Inline:
-    """Decode and look at a `data:` URI; in threads, as it may be long."""
-    data = await asyncio.to_thread(_decoded, address, max_mb)
-    if _FAMILY[kind] == "image/":
-        picture = await look_at(io.BytesIO(data))
-        return Inline(media_type=picture.media_type, data=data, size=picture.size)
-    media_type = media_type_of(data)
-    if media_type is None or not media_type.startswith(_FAMILY[kind]):
-        raise _Refused("wrong_kind", f"must be {_NEEDED[kind]}; its content is something else")
-    return Inline(media_type=media_type, data=data)
-
-
-def _decoded(address: str, max_mb: int) -> bytes:
-    head, comma, text = address[:_LONGEST_HEAD].partition(",")
-    if not comma or not head.lower().endswith(";base64"):
-        raise _Refused("not_base64", "must be data:<media type>;base64,<content>")
-    text += address[_LONGEST_HEAD:]
-    try:
-        encoded = (unquote(text) if "%" in text else text).encode("ascii")
-        # tools that write base64 break its lines
-        data = base64.b64decode(b"".join(encoded.split()), validate=True)
-    except ValueError:
-        raise _Refused("not_base64", "what follows the comma is not valid base64") from None
-    if len(data) > max_mb * 1024 * 1024:
-        raise _Refused("too_large", f"at most {max_mb} MB, decoded: send a larger file's address")
-    return data
+    named = mimetypes.guess_type(urlsplit(address).path)[0] or ""
+    return named if named.startswith(FAMILY[kind]) else _USUAL[kind]
 
 
 async def _pieces(data: bytes) -> AsyncIterator[bytes]:

@@ -66,6 +66,10 @@ class JobError:
 
 INPUTS_PREFIX = "inputs"
 """Key prefix of files that came inside a call."""
+UPLOADS_PREFIX = "uploads"
+"""Key prefix of files that callers uploaded."""
+THUMBNAILS_PREFIX = "thumbs"
+"""Key prefix of what is made of files to look at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +91,11 @@ class Source:
     """It came with the call itself and lies in storage for this job alone."""
     slot: str | None = None
     """The slot of the stage before that it comes from."""
+
+    @property
+    def in_bucket(self) -> bool:
+        """Whether `url` is the address of a file in a bucket, which each run gets a link to."""
+        return self.url is not None and self.url.startswith(("r2:", "s3:", "gs:"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from gateway.api import problems
 from gateway.api.access import Access
+from gateway.api.background_removal import background_removal_router
 from gateway.api.batch_submit import BATCHES_PATH, MAX_BATCH_BODY
 from gateway.api.batches import batches_router
 from gateway.api.boundary import MAX_BODY, BodyLimit, Boundary
@@ -17,6 +18,9 @@ from gateway.api.docs import ASSETS, add_docs
 from gateway.api.files import files_router
 from gateway.api.health import health_router
 from gateway.api.jobs import jobs_router
+from gateway.api.lingering import Lingering
+from gateway.api.media import media_router
+from gateway.api.media_generate import media_generate_router
 from gateway.api.models import models_router
 from gateway.api.modes import largest_body, modes_router
 from gateway.api.openapi import OPEN_PATHS, add_openapi
@@ -24,10 +28,12 @@ from gateway.api.openapi_route import add_openapi_route
 from gateway.api.styles import styles_router
 from gateway.api.templates import templates_router
 from gateway.api.tools import tool_router
+from gateway.api.uploads import Served, takes_upload, uploads_router
+from gateway.api.usage import usage_router
 from gateway.api.views import Views
 from gateway.api.webhooks import webhooks_router
 from gateway.api.workflows import largest_own_body, workflows_router
-from gateway.inputs import largest_files
+from gateway.inputs import UPLOADS_PATH, largest_files
 from gateway.own_workflows.tool import OWN, WORKFLOWS_PATH
 from gateway.pictures import has_picture
 from gateway.runtime import Runtime, build
@@ -83,14 +89,24 @@ def _add_routes(app: FastAPI, context: Context, views: Views) -> None:
     app.include_router(templates_router(context))
     app.include_router(styles_router(context))
     app.include_router(modes_router(context))
+    app.include_router(media_generate_router(context, views))
+    app.include_router(media_router(context, views))
+    app.include_router(uploads_router(context))
+    app.include_router(background_removal_router(context, views))
+    app.include_router(usage_router(context))
     app.include_router(workflows_router(context, views))
     app.include_router(
         files_router(
-            [tool.files_path for tool in (*tools, OWN) if tool.files_path is not None],
-            jobs=context.jobs,
+            [
+                *(tool.files_path for tool in (*tools, OWN) if tool.files_path is not None),
+                UPLOADS_PATH,
+            ],
+            jobs=Served(jobs=context.jobs, rows=context.intake.rows, direct=context.direct),
             storage=context.storage,
             signer=context.signer,
             key=context.key,
+            thumbnails=context.thumbnails,
+            redirect=context.settings.serve_files == "redirect",
         )
     )
     app.include_router(health_router(context))
@@ -102,6 +118,7 @@ def _add_rings(app: FastAPI, context: Context) -> None:
     settings = context.settings
     every = (*context.catalogue.tools, OWN)
     files = tuple(f"{tool.files_path}/" for tool in every if tool.files_path)
+    files = (*files, f"{UPLOADS_PATH}/")
     # These routes judge signatures themselves: PUT slots have no key at all.
     own_judgement = (*files, SLOTS_PATH, f"{ASSETS}/")
     by_mode = largest_body(settings)
@@ -115,7 +132,7 @@ def _add_rings(app: FastAPI, context: Context) -> None:
         return path in OPEN_PATHS or path.startswith(own_judgement)
 
     def limit_of(method: str, path: str) -> int | None:
-        if path.startswith(SLOTS_PATH):
+        if path.startswith(SLOTS_PATH) or takes_upload(method, path):
             return None
         if has_picture(method, path):
             return MAX_BODY + settings.max_image_size_mb * 1024 * 1024
@@ -127,6 +144,7 @@ def _add_rings(app: FastAPI, context: Context) -> None:
 
     app.add_middleware(BodyLimit, limit_of=limit_of)
     app.add_middleware(Access, key=context.key, signer=context.signer, is_open=is_open)
+    app.add_middleware(Lingering, applies=takes_upload)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

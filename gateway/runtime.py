@@ -5,11 +5,23 @@ import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
-from urllib.parse import urlsplit
+from functools import partial
 
 import httpx
 
+from gateway.agreement import (
+    policy_of,
+    service_addresses,
+    slots_address,
+    stores_of,
+    tool_timeouts,
+)
+from gateway.announcements import (
+    announce_bad_workflow,
+    announce_simulators,
+    announce_trouble,
+    notices,
+)
 from gateway.api.context import Context, WatchedBackend
 from gateway.api.views import Views
 from gateway.api.webhooks import payload
@@ -17,10 +29,11 @@ from gateway.backends.base import Backend
 from gateway.backends.cpu import NAME as CPU
 from gateway.backends.cpu import CpuBackend
 from gateway.backends.cpu_files import Transfers
-from gateway.backends.sidecar import Sidecar, name_of
+from gateway.backends.sidecar import Sidecar
 from gateway.catalogue import Catalogue
 from gateway.clock import SystemClock
 from gateway.db import Database
+from gateway.db.cards import Cards
 from gateway.db.jobs import JobRows
 from gateway.db.limits import waiting_by_caller
 from gateway.db.own_workflows import OwnWorkflowRows
@@ -29,6 +42,8 @@ from gateway.db.styles import Styles
 from gateway.db.templates import Templates
 from gateway.db.timings import Timings
 from gateway.db.trained_models import TrainedModels
+from gateway.db.uploads import Uploads
+from gateway.db.usage import stored_by
 from gateway.inputs import Inputs
 from gateway.jobs.engine import Jobs, JobSettings
 from gateway.jobs.eta import Etas
@@ -41,23 +56,23 @@ from gateway.mesh.order import MeshLimits
 from gateway.mesh.pool import MeshPool
 from gateway.operations import OPERATIONS
 from gateway.own_workflows.registry import ChecksWorkflows, OwnWorkflows, StoredWorkflows
-from gateway.own_workflows.tool import OWN, is_own
+from gateway.own_workflows.tool import OWN
+from gateway.quota import Quota
 from gateway.security.api_keys import RequireKey
-from gateway.security.policy import Policy, PolicyUnusable, load_policy
+from gateway.security.policy import Policy
 from gateway.security.signing import SignedFileNames, Signer, load_secret, webhook_secret
 from gateway.settings import Settings
 from gateway.storage.base import Storage
 from gateway.storage.disk import DiskSpace
-from gateway.storage.local import LocalStorage
+from gateway.storage.stores import Stores
 from gateway.submission import Submission
+from gateway.thumbnails.store import Thumbnails, thumbnails_of
 from gateway.tools import TOOLS
+from gateway.uploads import DirectUploads, intake_of
+from gpu_server.addresses import FetchRules
 from gpu_server.workflow import Workflow, load_workflows
 
 logger = logging.getLogger(__name__)
-
-
-class Misconfigured(Exception):
-    """The settings cannot work together; the message says which and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +94,10 @@ class Runtime:
             stack.push_async_callback(self.http.aclose)
             stack.push_async_callback(self.db.close)
             await self.db.check_schema()
+            await stack.enter_async_context(context.stores.running())
+            await stack.enter_async_context(context.thumbnails.running())
+            stack.push_async_callback(context.intake.close)
+            await context.intake.open()
             if self.cpu is not None:
                 await self.cpu.open()
             for sidecar in self.sidecars:
@@ -92,8 +111,9 @@ class Runtime:
                 # before the jobs are stopped: they write down what it has broken off
                 stack.push_async_callback(self.cpu.close)
             await context.webhooks.start()
-            announcing = asyncio.create_task(_announce_simulators(self.sidecars))
+            announcing = asyncio.create_task(announce_simulators(self.sidecars))
             stack.callback(announcing.cancel)
+            stack.push_async_callback(_stop, asyncio.create_task(announce_trouble(context.stores)))
             stack.push_async_callback(_stop, asyncio.create_task(self.sweep.run()))
             stack.push_async_callback(_stop, asyncio.create_task(context.own.keep_known()))
             for notice in notices(context):
@@ -111,8 +131,9 @@ def build(settings: Settings, backends: Sequence[WatchedBackend] | None = None) 
     signer = Signer(secret)
     db = Database(settings.database, connections=settings.database_connections)
     http = httpx.AsyncClient(limits=httpx.Limits(max_connections=None), trust_env=False)
-    workflows = load_workflows(settings.workflows, on_error=_bad_workflow)
-    storage = LocalStorage(settings.files, signer, slots_address(settings))
+    workflows = load_workflows(settings.workflows, on_error=announce_bad_workflow)
+    stores = stores_of(settings, signer)
+    storage = stores.storage
     brought = StoredWorkflows(OwnWorkflowRows(db))
     sidecars = () if backends is not None else _sidecars(settings, http, workflows, brought)
     places = sidecars if backends is None else backends
@@ -121,28 +142,23 @@ def build(settings: Settings, backends: Sequence[WatchedBackend] | None = None) 
     every: Sequence[Backend] = [*places, *([cpu] if cpu else [])]
     catalogue = Catalogue(tools=TOOLS, workflows={**workflows, **OPERATIONS}, backends=every)
     models = TrainedModels(db)
-    jobs = _jobs(settings, db, every, storage, signer)
+    thumbnails = thumbnails_of(settings, db=db, storage=storage, signer=signer)
+    jobs = _jobs(settings, db, every, stores, signer, thumbnails=thumbnails)
     webhooks = _webhooks(settings, secret, db, jobs, storage)
     for sidecar in sidecars:
         sidecar.on_change = jobs.look_again
-    inputs = _inputs(settings, db, storage, signer)
+    inputs = _inputs(settings, db, stores, signer)
     submission = _submission(
         settings, db, catalogue, models, jobs, webhooks=webhooks, disk=disk, inputs=inputs
     )
-    context = Context(
-        settings=settings,
-        signer=signer,
-        key=_key(settings),
-        models=models,
-        templates=Templates(db),
-        styles=Styles(db),
-        storage=storage,
-        disk=disk,
-        backends=places,
+    context = _context(
+        _Base(settings=settings, signer=signer, db=db, stores=stores, disk=disk),
+        places,
         catalogue=catalogue,
         jobs=jobs,
         webhooks=webhooks,
         submission=submission,
+        thumbnails=thumbnails,
         own=_own_workflows(settings, brought, places, submission.policy),
     )
     return Runtime(
@@ -151,7 +167,63 @@ def build(settings: Settings, backends: Sequence[WatchedBackend] | None = None) 
         http=http,
         sidecars=sidecars,
         cpu=cpu,
-        sweep=_sweep(settings, db, storage, signer),
+        sweep=_sweep(settings, db, storage, signer, thumbnails),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Base:
+    """What everything else is built on."""
+
+    settings: Settings
+    signer: Signer
+    db: Database
+    stores: Stores
+    disk: DiskSpace
+
+
+def _context(
+    base: _Base,
+    places: Sequence[WatchedBackend],
+    *,
+    catalogue: Catalogue,
+    jobs: Jobs,
+    webhooks: Webhooks,
+    submission: Submission,
+    thumbnails: Thumbnails,
+    own: OwnWorkflows,
+) -> Context:
+    db, storage = base.db, base.stores.storage
+    intake = intake_of(
+        base.settings,
+        db=db,
+        storage=storage,
+        signer=base.signer,
+        disk=base.disk,
+        quota=submission.quota,
+        thumbnails=thumbnails,
+    )
+    return Context(
+        settings=base.settings,
+        signer=base.signer,
+        key=_key(base.settings),
+        models=TrainedModels(db),
+        templates=Templates(db),
+        styles=Styles(db),
+        storage=storage,
+        stores=base.stores,
+        disk=base.disk,
+        quota=submission.quota,
+        cards=Cards(db),
+        intake=intake,
+        direct=DirectUploads(intake, base.signer),
+        thumbnails=thumbnails,
+        backends=places,
+        catalogue=catalogue,
+        jobs=jobs,
+        webhooks=webhooks,
+        submission=submission,
+        own=own,
     )
 
 
@@ -168,13 +240,21 @@ def _own_workflows(
 
 
 def _jobs(
-    settings: Settings, db: Database, every: Sequence[Backend], storage: Storage, signer: Signer
+    settings: Settings,
+    db: Database,
+    every: Sequence[Backend],
+    stores: Stores,
+    signer: Signer,
+    *,
+    thumbnails: Thumbnails,
 ) -> Jobs:
     return Jobs(
         db=db,
         backends=every,
-        storage=storage,
+        storage=stores.storage,
+        buckets=stores.inputs,
         names=SignedFileNames(signer),
+        thumbnails=thumbnails,
         settings=JobSettings(
             backend_lost_after_s=settings.backend_lost_after,
             lease_s=settings.replica_lease_s,
@@ -189,11 +269,13 @@ def _key(settings: Settings) -> RequireKey:
     return RequireKey(key.get_secret_value() if key else None)
 
 
-def _sweep(settings: Settings, db: Database, storage: LocalStorage, signer: Signer) -> Sweep:
+def _sweep(
+    settings: Settings, db: Database, storage: Storage, signer: Signer, thumbnails: Thumbnails
+) -> Sweep:
     return Sweep(
         db=db,
         storage=storage,
-        files=RunFiles(storage, SignedFileNames(signer), JobSettings().slot_lifetime),
+        files=RunFiles(storage, SignedFileNames(signer), JobSettings().slot_lifetime, thumbnails),
         retention=Retention.of_days(
             jobs=settings.job_retention_days, files=settings.file_retention_days
         ),
@@ -212,11 +294,6 @@ def _submission(
     disk: DiskSpace,
     inputs: Inputs,
 ) -> Submission:
-    timeouts = dict(settings.tool_timeouts)
-    unknown = {name for name in timeouts if not is_own(name)} - {tool.name for tool in TOOLS}
-    if unknown:
-        known = ", ".join(tool.name for tool in TOOLS)
-        raise Misconfigured(f"TOOL_TIMEOUTS: no tool is named {min(unknown)!r}; there is {known}")
     etas = Etas(
         history=Timings(db),
         places=lambda tool: _places(catalogue, tool),
@@ -237,10 +314,11 @@ def _submission(
         limits=limits,
         etas=etas,
         disk=disk,
+        quota=Quota(stored=partial(stored_by, db), most_mb=settings.max_stored_mb_per_caller),
         inputs=inputs,
-        policy=_policy(settings),
+        policy=policy_of(settings),
         check_webhook=webhooks.check,
-        timeouts=timeouts,
+        timeouts=tool_timeouts(settings),
     )
 
 
@@ -256,29 +334,25 @@ def _on_cpu(tool: str | None) -> bool:
     return any(operation.tool == tool for operation in OPERATIONS.values())
 
 
-def _policy(settings: Settings) -> Policy:
-    try:
-        return load_policy(settings)
-    except PolicyUnusable as error:
-        raise Misconfigured(str(error)) from None
-
-
-def _inputs(settings: Settings, db: Database, storage: LocalStorage, signer: Signer) -> Inputs:
+def _inputs(settings: Settings, db: Database, stores: Stores, signer: Signer) -> Inputs:
     own = (settings.public_url, settings.local_url, f"http://localhost:{settings.backend_port}")
     return Inputs(
         files=JobRows(db),
+        uploads=Uploads(db),
         pictures=PictureRows(db),
-        storage=storage,
+        buckets=stores.inputs,
+        storage=stores.storage,
         names=SignedFileNames(signer),
         clock=SystemClock(),
         paths=frozenset(tool.files_path for tool in (*TOOLS, OWN) if tool.files_path is not None),
         own=tuple(address for address in own if address is not None),
         max_inline_mb=settings.max_image_size_mb,
+        rules=FetchRules.of(settings.fetch_ports, settings.fetch_allow_networks),
     )
 
 
 def _webhooks(
-    settings: Settings, secret: bytes, db: Database, jobs: Jobs, storage: LocalStorage
+    settings: Settings, secret: bytes, db: Database, jobs: Jobs, storage: Storage
 ) -> Webhooks:
     tools = {tool.name: tool for tool in TOOLS}
     return Webhooks(
@@ -298,13 +372,9 @@ def _sidecars(
 ) -> tuple[Sidecar, ...]:
     token = settings.gpu_service_token
     secret = token.get_secret_value() if token else None
-    addresses: dict[str, str] = {}
-    for url in settings.gpu_service_url:
-        if addresses.setdefault(name_of(url), url) != url:
-            raise Misconfigured(f"GPU_SERVICE_URL names {name_of(url)} twice")
     return tuple(
         Sidecar(name, url, secret, http, workflows, brought=brought.for_backends)
-        for name, url in addresses.items()
+        for name, url in service_addresses(settings).items()
     )
 
 
@@ -319,69 +389,12 @@ def _cpu(settings: Settings, http: httpx.AsyncClient, disk: DiskSpace) -> CpuBac
             most=limits.file_bytes,
             public=slots_address(settings),
             local=settings.local_url,
+            rules=FetchRules.of(settings.fetch_ports, settings.fetch_allow_networks),
         ),
         folder=settings.data / "meshes",
     )
 
 
-def slots_address(settings: Settings) -> str:
-    """Choose how the GPU services reach this gateway; raises Misconfigured."""
-    remote = [url for url in settings.gpu_service_url if not _on_this_host(url)]
-    if not remote:
-        return settings.local_url
-    if settings.public_url is None:
-        raise Misconfigured(
-            f"PUBLIC_URL is needed: the GPU service at {remote[0]} is on another machine and must "
-            "be told where to send its files"
-        )
-    return settings.public_url
-
-
-def _on_this_host(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def notices(context: Context) -> list[str]:
-    """Say what whoever starts this should know."""
-    found: list[str] = []
-    if context.key.open:
-        found.append("GATEWAY_API_KEY is not set: anyone who reaches the port may call this API")
-    for tool in context.catalogue.tools:
-        for variant in context.catalogue.families(tool):
-            bound = [m for m in variant.workflow.models if not m.commercial]
-            if variant.name == tool.default_variant and bound:
-                terms = ", ".join(f"{m.name} ({m.license})" for m in bound)
-                found.append(
-                    f"{tool.path}: the default variant {variant.name} is not for commercial use: "
-                    f"{terms}"
-                )
-    return found
-
-
-def _bad_workflow(name: str, digest: str, error: Exception) -> None:
-    del digest
-    logger.error("workflow %s is left out: %s", name, error)
-
-
 async def _stop(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait({task})
-
-
-async def _announce_simulators(backends: Sequence[Sidecar]) -> None:
-    """Say it loudly once a backend turns out to be a simulator."""
-    told: set[str] = set()
-    while True:
-        for backend in backends:
-            if backend.engine == "simulator" and backend.name not in told:
-                told.add(backend.name)
-                logger.warning("%s is a SIMULATOR: pictures are drawn, not generated", backend.name)
-            elif backend.engine == "comfyui":
-                told.discard(backend.name)
-        await asyncio.sleep(2)

@@ -7,13 +7,9 @@ from typing import Annotated, Literal, cast
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
-
-def _comma_list(value: object) -> object:
-    if isinstance(value, str):
-        return tuple(part for part in (raw.strip() for raw in value.split(",")) if part)
-    return value
+from gateway.files_settings import CommaList, FilesSettings
 
 
 def _tool_timeouts(value: object) -> object:
@@ -34,7 +30,6 @@ ToolTimeouts = Annotated[
     NoDecode,
     BeforeValidator(_tool_timeouts),
 ]
-CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_list)]
 
 
 _DATABASES = ("postgresql://", "postgres://", "postgresql+asyncpg://", "sqlite+aiosqlite:///")
@@ -62,7 +57,7 @@ def _words(secret: SecretStr) -> tuple[str, ...]:
     return tuple(secret.get_secret_value().split())
 
 
-class Settings(BaseSettings):
+class Settings(FilesSettings):
     """The gateway's configuration: an environment variable of the same name in capitals each."""
 
     model_config = SettingsConfigDict(
@@ -124,10 +119,6 @@ class Settings(BaseSettings):
         le=3600,
         description="Seconds after which a silent gateway is taken for dead and another one on "
         "the same PostgreSQL goes on with its jobs.",
-    )
-    storage_url: str | None = Field(
-        default=None,
-        description="Where files are kept, `file:///folder`. Not set: `$WORKSPACE/data/files`.",
     )
     gateway_api_key: SecretStr | None = Field(
         default=None,
@@ -284,13 +275,6 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("storage_url")
-    @classmethod
-    def _known_storage(cls, value: str | None) -> str | None:
-        if value is not None and (urlsplit(value).scheme != "file" or not urlsplit(value).path):
-            raise ValueError("only file:///folder is known")
-        return value
-
     @property
     def webhook_secrets(self) -> tuple[str, ...]:
         """What webhooks are signed with; none where the installation's own is used."""
@@ -309,9 +293,9 @@ class Settings(BaseSettings):
         return self.workspace.absolute() / "data"
 
     @property
-    def files(self) -> Path:
-        """Folder of the stored files."""
-        return self.data / "files" if self.storage_url is None else Path(_path(self.storage_url))
+    def files(self) -> Path | None:
+        """Folder of the stored files; None where they lie in a bucket."""
+        return self.data / "files" if self.storage_url is None else self.storage_folder
 
     @property
     def database(self) -> str:
@@ -323,7 +307,7 @@ class Settings(BaseSettings):
         """Folders this installation writes to on local disks."""
         sqlite = self.database.partition(":///")
         database = (Path(sqlite[2]).parent,) if sqlite[0] == "sqlite+aiosqlite" else ()
-        return (self.files, *database)
+        return (*((self.files,) if self.files else ()), *database)
 
     @property
     def workflows(self) -> Path:
@@ -356,9 +340,5 @@ def shown_default(field: str) -> str:
     if default is None or default == ():
         return ""
     if isinstance(default, tuple):
-        return ",".join(cast("tuple[str, ...]", default))
+        return ",".join(map(str, cast("tuple[object, ...]", default)))
     return str(default)
-
-
-def _path(url: str) -> str:
-    return urlsplit(url).path

@@ -20,6 +20,7 @@ from gateway.jobs.eta import Estimate, Etas
 from gateway.jobs.limits import QueueLimits
 from gateway.media import plain
 from gateway.own_workflows.texts import seen_by_policy
+from gateway.quota import Quota
 from gateway.security.policy import Policy, PolicyCall, enforce
 from gateway.storage.disk import DiskSpace
 from gateway.styles import STYLE_IMAGE, StyleBook, styled
@@ -96,6 +97,7 @@ class Submission:
     limits: QueueLimits
     etas: Etas
     disk: DiskSpace
+    quota: Quota
     inputs: Inputs
     policy: Policy
     check_webhook: Callable[[str], Awaitable[None]]
@@ -112,11 +114,13 @@ class Submission:
     ) -> tuple[Job, bool]:
         """Check the call and write its job; True when its Idempotency-Key already had one.
 
-        Raises what `prepare` raises, StorageFull, QueueFull and IdempotencyKeyReused.
+        Raises what `prepare` raises, StorageFull, QuotaExceeded, QueueFull and
+        IdempotencyKeyReused.
         """
         key, new = origin.idempotency_key, None
         try:
             await self.disk.require()
+            await self.quota.require(origin.caller)
             new = await self.prepare(tool, params, origin, options)
             await self.limits.let_in(new.caller)
         except GatewayError:

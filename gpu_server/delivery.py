@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from http import HTTPStatus
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -13,20 +14,23 @@ from gpu_server.fetch import tls_context
 from gpu_server.finish import Finishing, NotPrepared
 from gpu_server.protocol import OutputFile, Slot
 from gpu_server.run import Slots
+from gpu_server.sending import FIRST_DELAY_S, LONGEST_DELAY_S, NotNow, Refused, send
 
 _log = logging.getLogger(__name__)
 
-_FIRST_DELAY_S = 0.2
-_LONGEST_DELAY_S = 3.0
-_AGAIN = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a file is tried; the GPU time in it is worth a lot."""
 
-class _TryAgain(Exception):
-    """This attempt failed in a way the next one may not."""
+    comfyui_s: float
+    """While ComfyUI, or room to prepare the file, is away."""
+    storage_s: float
+    """While its slot does not take it."""
 
 
 class Deliverer:
-    """Streams files from ComfyUI's `/view` into slots over one kept connection pool."""
+    """Brings files from ComfyUI's `/view` into slots over one kept connection pool."""
 
     def __init__(self, comfy: ComfyClient, folder: Path) -> None:
         """`folder`: where files lie that have to be made first."""
@@ -36,7 +40,6 @@ class Deliverer:
         self._http = httpx.AsyncClient(
             trust_env=False,
             verify=tls_context(),
-            timeout=httpx.Timeout(60, connect=5),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
         )
 
@@ -45,7 +48,13 @@ class Deliverer:
         await self._http.aclose()
 
     async def deliver(
-        self, file: ComfyFile, name: str, slots: Slots, *, within_s: float
+        self,
+        file: ComfyFile,
+        name: str,
+        slots: Slots,
+        patience: Patience,
+        *,
+        at_storage: Callable[[bool], None],
     ) -> OutputFile:
         """Bring a file into its slot, however long the slot, ComfyUI or room is away.
 
@@ -53,56 +62,76 @@ class Deliverer:
             file: a file ComfyUI has just produced.
             name: the slot it goes into.
             slots: its address, looked up at each attempt; a new one is tried at once.
-            within_s: how long it is tried; the GPU time in the file is worth the patience.
+            patience: how long it is tried.
+            at_storage: told whether all that is left is that the slot takes it.
 
         Raises:
-            RunFailed: (transient) the slot refuses it, ComfyUI lost it, or the time is over; also
-                when it can't be read or turned into what the slot wants.
+            RunFailed: the slot refuses it, ComfyUI lost it, or the time is over; also when it
+                can't be read or turned into what the slot wants.
         """
         async with Finishing(self._comfy, file, slots[name], self._folder) as finishing:
-            return await self._deliver(finishing, name, slots, within_s=within_s)
+            trying = _Trying(name, patience, at_storage)
+            try:
+                while True:
+                    renewed = slots.renewed
+                    try:
+                        return await self._attempt(finishing, slots[name], at_storage)
+                    except (NotNow, ComfyUnavailable, NotPrepared) as error:
+                        await trying.again(error, renewed)
+                    except Refused as refused:
+                        failure = refused.failure
+                        raise RunFailed(failure.kind, failure.code, failure.message) from None
+            finally:
+                at_storage(False)
 
-    async def _deliver(
-        self, file: Finishing, name: str, slots: Slots, *, within_s: float
+    async def _attempt(
+        self, file: Finishing, slot: Slot, at_storage: Callable[[bool], None]
     ) -> OutputFile:
-        until, delay, told = time.monotonic() + within_s, _FIRST_DELAY_S, ""
-        while True:
-            renewed = slots.renewed
-            try:
-                return await self._attempt(file, slots[name])
-            except (_TryAgain, ComfyUnavailable, NotPrepared) as error:
-                reason = str(error)
-            if reason != told:
-                _log.warning("slot %s: %s; it is tried again", name, reason)
-                told = reason
-            left = until - time.monotonic()
-            if left <= 0:
-                raise _undelivered(f"output {name} could not be delivered")
-            try:
-                async with asyncio.timeout(min(delay, left)):
-                    await renewed.wait()
-            except TimeoutError:
-                delay = min(2 * delay, _LONGEST_DELAY_S)
-            else:
-                delay = _FIRST_DELAY_S
-
-    async def _attempt(self, file: Finishing, slot: Slot) -> OutputFile:
-        async with file.opened() as body:
-            headers = {"content-type": body.media_type}
-            if body.length is not None:
-                headers["content-length"] = str(body.length)
-            try:
-                answer = await self._http.put(slot.url, content=body.chunks(), headers=headers)
-            except httpx.UnsupportedProtocol:
-                raise _undelivered(f"the slot {slot.name} has no usable address") from None
-            except httpx.TransportError as error:
-                raise _TryAgain(f"the transfer broke off ({type(error).__name__})") from None
-        if answer.is_server_error or answer.status_code in _AGAIN:
-            raise _TryAgain(f"the slot answered {answer.status_code}")
-        if not answer.is_success:
-            raise _undelivered(f"the slot {slot.name} refused the file ({answer.status_code})")
+        async with file.opened(known=slot.sized or slot.content_md5) as body:
+            at_storage(True)
+            await send(
+                self._http,
+                slot,
+                body.chunks(),
+                media_type=body.media_type,
+                length=body.length,
+                md5=body.md5,
+            )
         return OutputFile(slot=slot.name, **body.told)
 
 
-def _undelivered(message: str) -> RunFailed:
-    return RunFailed("transient", "delivery_failed", message)
+class _Trying:
+    """What went wrong so far with one file, and how long it may go on."""
+
+    def __init__(self, name: str, patience: Patience, at_storage: Callable[[bool], None]) -> None:
+        self._name = name
+        self._patience = patience
+        self._at_storage = at_storage
+        self._began = time.monotonic()
+        self._storage = False
+        self._told = ""
+        self._delay = FIRST_DELAY_S
+
+    async def again(
+        self, error: NotNow | ComfyUnavailable | NotPrepared, new: asyncio.Event
+    ) -> None:
+        """Return when the next attempt is due: after a while, or as a new address is there."""
+        storage = isinstance(error, NotNow)
+        if storage != self._storage:
+            self._storage, self._began = storage, time.monotonic()
+        self._at_storage(storage)
+        if str(error) != self._told:
+            _log.warning("slot %s: %s; it is tried again", self._name, error)
+            self._told = str(error)
+        limit = self._patience.storage_s if storage else self._patience.comfyui_s
+        left = self._began + limit - time.monotonic()
+        if left <= 0:
+            message = f"output {self._name} could not be delivered"
+            raise RunFailed("transient", "delivery_failed", message) from None
+        try:
+            async with asyncio.timeout(min(self._delay, left)):
+                await new.wait()
+        except TimeoutError:
+            self._delay = min(2 * self._delay, LONGEST_DELAY_S)
+        else:
+            self._delay = FIRST_DELAY_S

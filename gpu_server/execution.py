@@ -6,10 +6,12 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import aclosing
+from functools import partial
 from typing import cast
 
 from pydantic import BaseModel, ConfigDict
 
+from gpu_server.addresses import origin_of
 from gpu_server.blank import is_blank
 from gpu_server.catalogue import Catalogue
 from gpu_server.comfy import (
@@ -23,8 +25,7 @@ from gpu_server.comfy import (
     Started,
     Stepped,
 )
-from gpu_server.delivery import Deliverer
-from gpu_server.fetch import origin_of
+from gpu_server.delivery import Deliverer, Patience
 from gpu_server.inputs import Uploader, Uploads
 from gpu_server.journal import FinalState, Journal
 from gpu_server.protocol import Failure, Progress, RunRequest, RunState, RunStatus, Slot
@@ -35,6 +36,8 @@ from gpu_server.workflow.node_specs import ObjectInfo
 _log = logging.getLogger(__name__)
 
 _STOP_S = 10
+_PATIENT_S = 7 * 86_400
+"""No job's deadline is later: a gateway that is there ends its runs before."""
 _FINAL: dict[RunState, FinalState] = {
     "completed": "delivered",
     "failed": "failed",
@@ -190,7 +193,7 @@ class Executor:
                     event = await anext(events)
                 except (StopAsyncIteration, RunFailed, RunCancelled) as end:
                     # ComfyUI is done with it: there is nothing left there to interrupt.
-                    run.in_comfyui = False
+                    run.left_comfyui()
                     if isinstance(end, StopAsyncIteration):
                         break
                     raise
@@ -212,9 +215,13 @@ class Executor:
     async def _deliver(self, run: Run, output: PlannedOutput, file: ComfyFile, name: str) -> None:
         if output.blank_is_nothing and await is_blank(self._comfy, file):
             raise RunFailed("usage", "object_not_found", "there is no such thing in the picture")
-        within_s = run.request.timeout_s
-        sent = await self._deliverer.deliver(file, name, run.slots, within_s=within_s)
-        if not run.request.details:
+        asked = run.request
+        patience = Patience(
+            comfyui_s=asked.timeout_s, storage_s=_PATIENT_S if asked.patient else asked.timeout_s
+        )
+        at_storage = partial(run.at_storage, name)
+        sent = await self._deliverer.deliver(file, name, run.slots, patience, at_storage=at_storage)
+        if not asked.details:
             sent = sent.model_copy(update={"duration_s": None, "faces": None})
         run.delivered(sent)
 

@@ -6,19 +6,37 @@ address: a second look-up by the HTTP client, which could answer differently, ne
 
 import asyncio
 import hashlib
-import ipaddress
-import re
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Generator,
+    Sequence,
+)
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import httpx
+
+from gpu_server.addresses import (
+    PORTS,
+    FetchError,
+    FetchRules,
+    check_found,
+    check_parsed,
+    origin_of,
+    parse,
+)
 
 MAX_REDIRECTS = 3
 CHUNK = 256 * 1024
@@ -28,38 +46,12 @@ STALL_S = 20
 """Most seconds for a chunk to come: a host that drips holds up whoever waits for the file."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LONGEST_SIZE = 18
-_PORTS = {"http": 80, "https": 443}
-_LAST_PORT = 65_535
-_NAME = re.compile(rb"[a-zA-Z0-9._-]{1,253}")
-_NEVER = tuple(
-    ipaddress.ip_network(each)
-    for each in (
-        "192.0.0.0/24",  # for protocols of the IETF
-        "192.88.99.0/24",  # 6to4 relays
-        "::/96",  # IPv4-compatible
-        "::ffff:0:0:0/96",  # IPv4-translated
-        "64:ff9b::/96",  # NAT64: what is behind it is the network's own affair
-        "64:ff9b:1::/48",
-        "5f00::/16",  # segment routing
-        "fec0::/10",  # site-local
-    )
-)
-"""Not on the public internet, whatever this Python's tables say."""
-
-FetchCode = Literal[
-    "url_refused", "file_not_found", "fetch_failed", "file_too_large", "fetch_timeout"
-]
+_LOOKUPS = 16
 _GONE = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 
 
-class FetchError(Exception):
-    """A file could not be fetched; the message never holds the address's path or query."""
-
-    def __init__(self, code: FetchCode, message: str, *, retryable: bool = False) -> None:
-        super().__init__(message)
-        self.code: FetchCode = code
-        self.message = message
-        self.retryable = retryable
+Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
+"""Host and port to IP addresses; raises OSError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,75 +82,54 @@ def tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
 
 
-def is_public(address: str) -> bool:
-    """Tell whether an IP address is on the public internet, also when wrapped in IPv6."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if inner is not None:
-            return is_public(str(inner))
-    if any(ip in network for network in _NEVER):
-        return False
-    return ip.is_global and not ip.is_multicast
-
-
-def origin_of(url: str | httpx.URL) -> str:
-    """Reduce an address to `scheme://host:port`."""
-    parsed = httpx.URL(url)
-    return f"{parsed.scheme}://{parsed.host}:{parsed.port or _PORTS.get(parsed.scheme, 0)}"
-
-
-def check_address(url: str) -> None:
-    """Refuse, without looking anything up, what would never be fetched; raises FetchError."""
-    parsed = _parse(url)
-    host, address = parsed.host, _literal(parsed.host)
-    if address is None and not _NAME.fullmatch(parsed.raw_host):
-        raise FetchError("url_refused", "not a valid address")
-    local = f".{host.rstrip('.')}".endswith(".localhost")
-    if local or (address is not None and not is_public(address)):
-        raise FetchError("url_refused", f"{host} is not a public address")
-
-
-def _literal(host: str) -> str | None:
-    """Read the address off a host that is written as one, in the odd ways resolvers take too."""
-    with suppress(ValueError):
-        return str(ipaddress.ip_address(host))
-    with suppress(OSError, ValueError):
-        # 127.1, 0x7f000001, 2130706433
-        return socket.inet_ntoa(socket.inet_aton(host))
-    return None
-
-
-async def resolve_public(host: str, port: int) -> str:
-    """Return an address of the host; refuses it when any of its addresses is not public."""
-    loop = asyncio.get_running_loop()
+async def resolve_public(
+    host: str, port: int, *, rules: FetchRules | None = None, lookup: Lookup | None = None
+) -> str:
+    """Return an address of the host; refuses it when any of its addresses is not allowed."""
     try:
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await (lookup or _system_lookup)(host, port)
     except (OSError, UnicodeError):
         raise FetchError("fetch_failed", f"{host} can't be resolved", retryable=True) from None
-    addresses = [str(entry[4][0]) for entry in found]
-    if not addresses or not all(is_public(a) for a in addresses):
-        raise FetchError("url_refused", f"{host} is not a public address")
-    return addresses[0]
+    check_found(host, found, rules or FetchRules())
+    return found[0]
+
+
+# threads of their own: name servers that do not answer must hold up nothing but look-ups
+_lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="fetch-lookup")
+
+
+async def _system_lookup(host: str, port: int) -> Sequence[str]:
+    def found() -> list[str]:
+        entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return [str(entry[4][0]) for entry in entries]
+
+    return await asyncio.get_running_loop().run_in_executor(_lookups, found)
 
 
 class Fetcher:
     """Fetches files; one per process, used as an async context manager.
 
-    Addresses whose origin is in `allow_origins` (`http://127.0.0.1:8000`, say) are taken without
-    the address check: the service's own links.
+    Addresses are checked by `rules`; only those whose origin is among a download's `allow_origins`
+    (`http://127.0.0.1:8000`, say) are taken as they are: links of the gateway's own making.
     """
 
-    def __init__(self, *, allow_origins: Collection[str] = ()) -> None:
-        self._allowed = frozenset(origin_of(o) for o in allow_origins)
+    def __init__(self, *, rules: FetchRules | None = None, lookup: Lookup | None = None) -> None:
+        self._rules = rules or FetchRules()
+        self._lookup = lookup
         # No environment proxies: a proxy would resolve the name again. No kept connections to
         # strangers: one opened for another name at the same address must not be reused.
         limits = httpx.Limits(max_connections=64, max_keepalive_connections=0)
         timeout = httpx.Timeout(20, read=ANSWER_S + STALL_S, pool=60)
         self._strangers = httpx.AsyncClient(
-            trust_env=False, timeout=timeout, limits=limits, verify=tls_context()
+            trust_env=False,
+            timeout=timeout,
+            limits=limits,
+            verify=tls_context(),
+            cookies=_no_cookies(),
         )
-        self._own = httpx.AsyncClient(trust_env=False, timeout=timeout, verify=tls_context())
+        self._own = httpx.AsyncClient(
+            trust_env=False, timeout=timeout, verify=tls_context(), cookies=_no_cookies()
+        )
 
     async def __aenter__(self) -> Self:
         """Open nothing yet."""
@@ -174,11 +145,11 @@ class Fetcher:
         self, url: str, *, max_bytes: int, timeout_s: float, allow_origins: Collection[str] = ()
     ) -> AsyncGenerator[Download]:
         """Start a download; leaving the context ends it. Raises FetchError."""
-        allowed = self._allowed | {origin_of(o) for o in allow_origins}
+        allowed = frozenset(origin_of(o) for o in allow_origins)
         clock = asyncio.timeout(timeout_s)
         try:
             async with clock, AsyncExitStack() as stack:
-                parsed = _parse(url)
+                parsed = parse(url)
                 with (
                     _in_time(f"{parsed.host} did not answer within {ANSWER_S} s"),
                     _translated(parsed.host),
@@ -189,7 +160,7 @@ class Fetcher:
         except TimeoutError:
             if not clock.expired():
                 raise
-            raise _too_slow(f"{_parse(url).host} was not done within {timeout_s:.0f} s") from None
+            raise _too_slow(f"{parse(url).host} was not done within {timeout_s:.0f} s") from None
 
     async def to_path(
         self,
@@ -237,7 +208,7 @@ class Fetcher:
                 break
             await response.aclose()
             allowed &= {origin_of(url)}
-            url = _parse(response.headers.get("location", ""), base=url)
+            url = parse(response.headers.get("location", ""), base=url)
         else:
             raise FetchError("fetch_failed", f"more than {MAX_REDIRECTS} redirects")
         status = response.status_code
@@ -256,9 +227,10 @@ class Fetcher:
         headers = {"accept-encoding": "identity"}
         if origin_of(url) in allowed:
             return self._own, self._own.build_request("GET", url, headers=headers)
-        port = url.port or _PORTS[url.scheme]
+        check_parsed(url, self._rules)
         name = url.raw_host.decode("ascii")
-        address = await resolve_public(name, port)
+        port = url.port or PORTS[url.scheme]
+        address = await resolve_public(name, port, rules=self._rules, lookup=self._lookup)
         headers["host"] = url.netloc.decode("ascii")
         # The certificate must be the name's, not the address's.
         extensions: dict[str, Any] = {"sni_hostname": name}
@@ -267,20 +239,9 @@ class Fetcher:
         )
 
 
-def _parse(url: str, *, base: httpx.URL | None = None) -> httpx.URL:
-    try:
-        parsed = base.join(url) if base is not None else httpx.URL(url)
-        # only now is a name in punycode looked at
-        host = parsed.host
-    except (httpx.InvalidURL, UnicodeError, ValueError):
-        raise FetchError("url_refused", "not a valid address") from None
-    if parsed.scheme not in _PORTS or not host:
-        raise FetchError("url_refused", "only http and https addresses are fetched")
-    if parsed.userinfo:
-        raise FetchError("url_refused", "an address must not carry a user or password")
-    if parsed.port is not None and not 0 < parsed.port <= _LAST_PORT:
-        raise FetchError("url_refused", "there is no such port")
-    return parsed
+def _no_cookies() -> CookieJar:
+    # what one host sets would go to another name at the same address
+    return CookieJar(DefaultCookiePolicy(allowed_domains=()))
 
 
 def _download(response: httpx.Response, host: str, max_bytes: int) -> Download:

@@ -40,6 +40,9 @@ class InputFile(Wire):
     url: str
     media_type: str
     sha256: Sha256 | None = None
+    ours: bool | None = None
+    """The gateway made this address, it is fetched wherever it leads; False: a caller's, which is
+    checked. For a service whose `/health` lists `ours`; None: a former gateway."""
 
 
 class ModelFile(Wire):
@@ -71,6 +74,11 @@ class Slot(FileOptions):
 
     name: str = Field(pattern=r"^[a-z0-9_]+/[0-9]+$")
     url: str
+    sized: bool = False
+    """It takes only bodies that state their length, and is a store whose refusals may pass; for a
+    service whose `/health` lists `sized`, like `content_md5`."""
+    content_md5: bool = False
+    """It compares the body with its `Content-MD5`; the answer then tells `md5`."""
 
 
 class RunRequest(Wire):
@@ -89,6 +97,9 @@ class RunRequest(Wire):
     details: bool = False
     """Tell `duration_s` and `faces` of files too (`/health` lists `files`): a former gateway
     refuses an answer that has them."""
+    patient: bool = False
+    """Keep trying to deliver for as long as storage is away: whoever asked ends the run in time,
+    and is told of it by `waits_for` (`/health` lists `sized`)."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "RunRequest":
@@ -126,6 +137,8 @@ class Progress(Wire):
     node: str | None = None
     step: int | None = None
     steps: int | None = None
+    waits_for: Literal["storage"] | None = None
+    """ComfyUI is done, and what is left is that storage takes the files; told to the `patient`."""
 
 
 class OutputFile(Wire):
@@ -141,6 +154,8 @@ class OutputFile(Wire):
     duration_s: float | None = None
     faces: int | None = None
     """Triangles of a mesh."""
+    md5: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$")
+    """Told where the slot asked for it."""
 
 
 class RunStatus(Wire):

@@ -14,14 +14,8 @@ from urllib.parse import unquote, urlsplit
 import httpx
 from pydantic import SecretStr
 
-from gpu_server.fetch import (
-    MAX_REDIRECTS,
-    FetchError,
-    check_address,
-    origin_of,
-    resolve_public,
-    tls_context,
-)
+from gpu_server.addresses import FetchError, FetchRules, check_address, origin_of
+from gpu_server.fetch import MAX_REDIRECTS, resolve_public, tls_context
 from gpu_server.part import Part, PullError, claimed_part, digest_of_file
 from gpu_server.workflow import ModelRequirement
 
@@ -260,7 +254,8 @@ class Puller:
             headers["authorization"] = f"Bearer {self._token.get_secret_value()}"
         if origin_of(url) in self._allowed:
             return self._client.build_request("GET", url, headers=headers)
-        check_address(str(url))
+        # of the operator's own manifests
+        check_address(str(url), FetchRules(ports=None))
         if url.scheme != "https":
             raise PullError("only https addresses are downloaded from")
         name = url.raw_host.decode("ascii")

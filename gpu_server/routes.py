@@ -41,7 +41,7 @@ MAX_INLINE_BYTES = 64 * 1024**2
 _BUSY_AFTER_S = "1"
 _AWAY_AFTER_S = "5"
 Message = TypeVar("Message", bound=BaseModel)
-_PROTOCOL = [f"v{VERSION}", "previews", "files", "check"]
+_PROTOCOL = [f"v{VERSION}", "previews", "files", "check", "ours", "sized"]
 
 
 def service_of(request: Request) -> Service:

@@ -200,6 +200,7 @@ class Run(Story):
         """How it ends is being written down: a cancel comes too late."""
         self.task: asyncio.Task[None] | None = None
         self._began: float | None = None
+        self._at_storage: set[str] = set()
 
     def renew(self, slots: Iterable[Slot]) -> bool:
         """Send files to these addresses from now on; False when they are the known ones."""
@@ -224,7 +225,26 @@ class Run(Story):
 
     def stepped(self, progress: Progress) -> None:
         """It got further."""
-        self._change(progress=progress)
+        self._change(progress=self._waiting(progress))
+
+    def left_comfyui(self) -> None:
+        """ComfyUI is done with it."""
+        self.in_comfyui = False
+        self._look_at_storage()
+
+    def at_storage(self, slot: str, waits: bool) -> None:  # noqa: FBT001 - a callback's argument
+        """Whether a file is made and only its slot has yet to take it."""
+        (self._at_storage.add if waits else self._at_storage.discard)(slot)
+        self._look_at_storage()
+
+    def _look_at_storage(self) -> None:
+        progress = self._waiting(self._status.progress)
+        if progress != self._status.progress and not self.over:
+            self._change(progress=progress)
+
+    def _waiting(self, progress: Progress) -> Progress:
+        waits = self.request.patient and not self.in_comfyui and bool(self._at_storage)
+        return progress.model_copy(update={"waits_for": "storage" if waits else None})
 
     def delivered(self, output: OutputFile) -> None:
         """A file lies in its slot."""

@@ -158,13 +158,13 @@ class Runs:
 
     def drop_soon(self, run: Run) -> None:
         """Forget a run as soon as it is over."""
+        self._spawn(self.drop(run))
 
-        async def drop() -> None:
-            await run.wait()
-            await self._drop(run)
-            await self._journal.delete(run.run_id)
-
-        self._spawn(drop())
+    async def drop(self, run: Run) -> None:
+        """Forget a run, with its files, once it is over; raises sqlite3.Error."""
+        await run.wait()
+        await self._drop(run)
+        await self._journal.delete(run.run_id)
 
     async def sweep(self) -> None:
         """Forget runs that were over an hour ago; of cancelled ones the journal knows longer."""

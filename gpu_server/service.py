@@ -14,6 +14,7 @@ from gpu_server.delivery import Deliverer
 from gpu_server.execution import Executor
 from gpu_server.fetch import Fetcher
 from gpu_server.finish import tidied
+from gpu_server.input_cache import InputCache
 from gpu_server.inputs import Uploader
 from gpu_server.journal import Journal
 from gpu_server.models import models_path_trouble
@@ -38,6 +39,7 @@ class Service:
     executor: Executor
     runs: Runs
     cleaner: Cleaner
+    cache: InputCache
     models_trouble: str | None = None
     """Why files in MODELS_PATH can't be used."""
     _models_checked: bool = False
@@ -76,6 +78,7 @@ class Service:
                     since = 0.0
                     await self.catalogue.refresh()
                 await self.runs.sweep()
+                await self.cache.sweep()
             except ComfyUnavailable:
                 _log.info("ComfyUI went away while it was asked for its nodes")
             except Exception:  # noqa: BLE001 - one bad round must not end the refreshing
@@ -86,13 +89,17 @@ class Service:
 
 
 @asynccontextmanager
-async def running_service(settings: Settings) -> AsyncGenerator[Service]:
+async def running_service(
+    settings: Settings, *, fetching: type[Fetcher] = Fetcher
+) -> AsyncGenerator[Service]:
     """Build and start the service; leaving lets ComfyUI go on with what it has."""
     async with AsyncExitStack() as stack:
         journal = await stack.enter_async_context(Journal(settings.journal_path))
         comfy = ComfyClient(settings.comfyui_api_url, journal)
         stack.push_async_callback(comfy.close)
-        fetcher = await stack.enter_async_context(Fetcher(allow_origins=[settings.trusted_origin]))
+        fetcher = await stack.enter_async_context(fetching(rules=settings.fetch_rules))
+        cache = InputCache(settings.input_cache_path, settings.input_cache_mb * 1024**2)
+        await cache.open()
         await asyncio.to_thread(tidied, settings.finishing_path)
         deliverer = Deliverer(comfy, settings.finishing_path)
         stack.push_async_callback(deliverer.close)
@@ -102,7 +109,7 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
             comfy=comfy,
             catalogue=catalogue,
             journal=journal,
-            uploader=Uploader(comfy, fetcher),
+            uploader=Uploader(comfy, fetcher, cache=cache, gateway=settings.trusted_origin),
             deliverer=deliverer,
         )
         runs = Runs(
@@ -122,6 +129,7 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
             executor=executor,
             runs=runs,
             cleaner=cleaner,
+            cache=cache,
         )
         comfy.on_connect(service.connected)
         comfy.on_picture(runs.pictured)

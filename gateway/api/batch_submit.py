@@ -75,8 +75,8 @@ def examples(tools: Sequence[AnyTool]) -> dict[str, Example]:
 async def submitted(context: Context, body: BatchBody, key: str | None) -> Batch:
     """Check a batch and write it, or find the one its Idempotency-Key stands for.
 
-    Raises InvalidParameters, NotReady, StorageFull, QueueFull, DeadlineUnreachable and
-    IdempotencyKeyReused.
+    Raises InvalidParameters, NotReady, StorageFull, QuotaExceeded, QueueFull, DeadlineUnreachable
+    and IdempotencyKeyReused.
     """
     sent = body.model_dump(mode="json", exclude_unset=True)
     origin = Origin(caller=CALLER, route=BATCHES_PATH, body=sent)
@@ -86,6 +86,7 @@ async def submitted(context: Context, body: BatchBody, key: str | None) -> Batch
     if key and (made := await batches.find(CALLER, key, hashed)) is not None:
         return made
     await context.disk.require()
+    await context.quota.require(CALLER)
     tool = await _tool(context, body)
     submission = context.submission
     if body.webhook_url is not None:

@@ -7,18 +7,23 @@ from typing import Protocol
 
 from gateway.backends.base import Backend
 from gateway.catalogue import Catalogue
+from gateway.db.cards import Cards
 from gateway.db.styles import Styles
 from gateway.db.templates import Templates
 from gateway.db.trained_models import TrainedModels
 from gateway.jobs.engine import Jobs
 from gateway.jobs.webhooks import Webhooks
 from gateway.own_workflows.registry import OwnWorkflows
+from gateway.quota import Quota
 from gateway.security.api_keys import RequireKey
 from gateway.security.signing import Signer
 from gateway.settings import Settings
+from gateway.storage.base import Storage
 from gateway.storage.disk import DiskSpace
-from gateway.storage.local import LocalStorage
+from gateway.storage.stores import Stores
 from gateway.submission import Submission
+from gateway.thumbnails.store import Thumbnails
+from gateway.uploads import DirectUploads, Intake
 from gpu_server.protocol import Health
 
 
@@ -41,8 +46,14 @@ class Context:
     models: TrainedModels
     templates: Templates
     styles: Styles
-    storage: LocalStorage
+    storage: Storage
+    stores: Stores
     disk: DiskSpace
+    quota: Quota
+    cards: Cards
+    intake: Intake
+    direct: DirectUploads
+    thumbnails: Thumbnails
     backends: Sequence[WatchedBackend]
     catalogue: Catalogue
     own: OwnWorkflows

@@ -48,7 +48,7 @@ def health_router(context: Context) -> APIRouter:
 
     @router.get("/health", summary="Health", response_model=Health)
     async def health() -> Response:
-        """Always 200: `healthy`, `degraded` (no GPU service, database or room) or `unhealthy`."""
+        """Always 200: `healthy`, `degraded` (GPU, database, room, bucket) or `unhealthy`."""
         try:
             view = _health(context, await _trouble(context))
         except Exception:
@@ -87,7 +87,7 @@ def health_router(context: Context) -> APIRouter:
 async def _trouble(context: Context) -> str | None:
     if not context.jobs.database_answers:
         return "The database does not answer."
-    return await context.disk.shortage()
+    return await context.disk.shortage() or await context.stores.trouble()
 
 
 def _health(context: Context, trouble: str | None) -> Health:

@@ -26,6 +26,7 @@ TAGS = [
     {"name": "styles", "description": "What `styleId` stands for."},
     {"name": "workflows", "description": "ComfyUI graphs of your own, each a tool like any other."},
     {"name": "modes", "description": "The first clients' route."},
+    {"name": "media", "description": "Media under your own ids: uploaded, or generated."},
     {"name": "files", "description": "Result files, by key or by signed link."},
     {"name": "health", "description": "Open: no key needed."},
 ]

@@ -11,8 +11,10 @@ from fastapi import APIRouter, Path, Request, Response
 from starlette.datastructures import UploadFile
 
 from gateway.api.context import Context
-from gateway.api.files import FILE_RESPONSES, Expires, Signature, answered
+from gateway.api.files import Expires, Signature
+from gateway.api.serving import FILE_RESPONSES, Download, Serving, Width
 from gateway.clock import Clock, SystemClock
+from gateway.db import DatabaseUnavailable
 from gateway.errors import FieldError, GatewayError, InvalidParameters, NotFound, StorageFull
 from gateway.inputs import EXTENSIONS
 from gateway.job import new_job_id
@@ -93,8 +95,9 @@ class Pictures:
         if picture is None:
             return
         try:
+            await self.context.thumbnails.drop([picture.key])
             await self.context.storage.delete(picture.key)
-        except StorageError as error:
+        except (StorageError, DatabaseUnavailable) as error:
             _log.warning("a picture that nothing has stays for the sweep: %s", error)
 
 
@@ -111,12 +114,20 @@ def add_picture(
     item: str,
 ) -> None:
     """Add `GET` and `HEAD` of `/{id}/image`; `find` raises NotFound for an unknown item."""
+    serving = Serving(
+        storage=context.storage,
+        thumbnails=context.thumbnails,
+        redirect=context.settings.serve_files == "redirect",
+    )
 
     async def get_picture(
         request: Request,
         item_id: ItemId,
+        *,
         expires: Expires = None,
         signature: Signature = None,
+        width: Width = None,
+        download: Download = None,
     ) -> Response:
         """Return the picture; the key or a signed link opens it.
 
@@ -127,7 +138,9 @@ def add_picture(
         picture = await find(item_id)
         if picture is None:
             raise NotFound(f"This {item} has no picture.")
-        return await answered(request, picture, context.storage, cached=_CACHED)
+        return await serving.answer(
+            request, picture, width=width, download=download, cached=_CACHED
+        )
 
     for method in ("GET", "HEAD"):
         router.add_api_route(

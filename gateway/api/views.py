@@ -17,7 +17,13 @@ from gateway.tool import AnyTool, FileView, ToolResult
 
 LINK_LIFETIME = timedelta(hours=24)
 
-_STATUS = {"missing_model": 503, "missing_node": 503, "deadline_exceeded": 504, "timeout": 504}
+_STATUS = {
+    "missing_model": 503,
+    "missing_node": 503,
+    "storage_unavailable": 503,
+    "deadline_exceeded": 504,
+    "timeout": 504,
+}
 
 R = TypeVar("R", bound=ToolResult)
 

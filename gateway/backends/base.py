@@ -76,6 +76,8 @@ class Progressed:
     node: str | None = None
     step: int | None = None
     steps: int | None = None
+    waits_for: Literal["storage"] | None = None
+    """The work is done, and what is left is that storage takes the files."""
 
 
 Readiness = Literal["ready", "missing", "unknown"]

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -55,6 +55,8 @@ _log = logging.getLogger(__name__)
 class _Run:
     order: Order
     work: asyncio.Task[Produced] | None = None
+    sending: asyncio.Event = field(default_factory=asyncio.Event)
+    """The file is made, and what is left is that storage takes it."""
 
 
 class CpuBackend:
@@ -149,8 +151,10 @@ class CpuBackend:
             # would count as a death
             yield Progressed(fraction=0)
             if run.work is None and run_id in self._runs:
-                run.work = asyncio.create_task(self._carry_out(run.order), name=f"cpu {run_id}")
+                run.work = asyncio.create_task(self._carry_out(run), name=f"cpu {run_id}")
             if run.work is not None:
+                if await _sends(run, run.work):
+                    yield Progressed(fraction=0, waits_for="storage")
                 await asyncio.wait({run.work})
             if run.work is None or run.work.cancelled():
                 lost = self._closing
@@ -194,11 +198,11 @@ class CpuBackend:
             # what it ends in is nobody's business any more
             await asyncio.gather(run.work, return_exceptions=True)
 
-    async def _carry_out(self, order: Order) -> Produced:
-        began = time.monotonic()
+    async def _carry_out(self, run: _Run) -> Produced:
+        began, order = time.monotonic(), run.order
         try:
             async with self._work_folder() as folder:
-                return await self._in_folder(order, folder, began)
+                return await self._in_folder(run, folder, began)
         except MeshError as error:
             raise _failed(order, error) from None
         except OSError as error:
@@ -208,7 +212,8 @@ class CpuBackend:
             )
             raise RunFailed(failure, executed=True) from None
 
-    async def _in_folder(self, order: Order, folder: Path, began: float) -> Produced:
+    async def _in_folder(self, run: _Run, folder: Path, began: float) -> Produced:
+        order = run.order
         call = order.call
         work = MeshOrder.model_validate(
             {
@@ -222,6 +227,7 @@ class CpuBackend:
         report = await self._worked(order, work)
         # It costs no work, and what the stages before have cost is spent: so it has no end of its
         # own. Who follows the run stops it at the job's deadline.
+        run.sending.set()
         sent = await self._transfers.deliver(work, slot, faces=report.faces)
         return Produced(
             outputs=(sent,),
@@ -274,6 +280,16 @@ def _reported(operation: str, report: MeshReport) -> dict[str, JsonValue]:
         "extents_before_in_unit": report.before_in_unit.model_dump(),
         "extents_after_in_unit": report.after_in_unit.model_dump(),
     }
+
+
+async def _sends(run: _Run, work: asyncio.Task[Produced]) -> bool:
+    """Return once it is sending its file, or false when it is over before that."""
+    sending = asyncio.create_task(run.sending.wait())
+    try:
+        await asyncio.wait({work, sending}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        sending.cancel()
+    return not work.done()
 
 
 def _is_done(run: _Run) -> bool:

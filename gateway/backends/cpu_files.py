@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncGenerator, Callable
-from http import HTTPStatus
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -13,13 +13,13 @@ from gateway.backends.base import RunFailed
 from gateway.mesh.errors import MeshError
 from gateway.mesh.order import MEDIA_TYPES, MeshOrder
 from gateway.storage.disk import DiskSpace
-from gpu_server.fetch import Fetcher, FetchError, origin_of
+from gpu_server.addresses import FetchError, FetchRules, origin_of
+from gpu_server.fetch import Fetcher
 from gpu_server.protocol import Failure, FailureKind, InputFile, OutputFile, Slot
+from gpu_server.sending import FIRST_DELAY_S, LONGEST_DELAY_S, NotNow, Refused, send
 
 _CHUNK = 1024 * 1024
-_FIRST_DELAY_S = 0.2
-_LONGEST_DELAY_S = 3.0
-_AGAIN = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
+_md5 = partial(hashlib.md5, usedforsecurity=False)
 
 _log = logging.getLogger(__name__)
 
@@ -32,33 +32,41 @@ class Transfers:
     """
 
     def __init__(
-        self, *, http: httpx.AsyncClient, disk: DiskSpace, most: int, public: str, local: str
+        self,
+        *,
+        http: httpx.AsyncClient,
+        disk: DiskSpace,
+        most: int,
+        public: str,
+        local: str,
+        rules: FetchRules | None = None,
     ) -> None:
         self._http = http
         self._disk = disk
         self._most = most
         self._public = f"{public.rstrip('/')}/"
         self._local = f"{local.rstrip('/')}/"
-        self._fetcher = Fetcher()
+        self._fetcher = Fetcher(rules=rules)
 
     async def close(self) -> None:
         """Close every connection of its own."""
         await self._fetcher.__aexit__()
 
     async def fetch(self, file: InputFile, path: Path) -> None:
-        """Bring a file here; only this gateway's own links are trusted.
+        """Bring a file here; only addresses the gateway has made are trusted.
 
         Raises RunFailed, MeshError (too large), OSError.
         """
         if (short := await self._disk.shortage()) is not None:
             raise _failed("transient", "disk_full", short)
+        url = self._nearest(file.url)
         try:
             fetched = await self._fetcher.to_path(
-                self._nearest(file.url),
+                url,
                 path,
                 max_bytes=self._most,
                 timeout_s=600,
-                allow_origins={origin_of(self._local)},
+                allow_origins={origin_of(url)} if file.ours else (),
             )
         except FetchError as error:
             if error.code == "file_too_large":
@@ -75,42 +83,42 @@ class Transfers:
 
         Raises RunFailed when the slot refuses it, OSError.
         """
-        size = (await asyncio.to_thread(work.target.stat)).st_size
-        media_type, delay = MEDIA_TYPES[work.format], _FIRST_DELAY_S
-        told = ""
+        size, md5 = await asyncio.to_thread(_measured, work.target, hashed=slot.sized)
+        media_type, delay, told = MEDIA_TYPES[work.format], FIRST_DELAY_S, ""
+        nearest = slot.model_copy(update={"url": self._nearest(slot.url)})
         while True:
             digest = hashlib.sha256()
+            pieces = _chunks(work.target, digest.update)
             try:
-                answer = await self._http.put(
-                    self._nearest(slot.url),
-                    content=_chunks(work.target, digest.update),
-                    headers={"content-type": media_type, "content-length": str(size)},
-                    timeout=httpx.Timeout(60, connect=5),
-                )
-            except httpx.TransportError as error:
-                answer, reason = None, f"the transfer broke off ({type(error).__name__})"
+                await send(self._http, nearest, pieces, media_type=media_type, length=size, md5=md5)
+            except NotNow as error:
+                if str(error) != told:
+                    _log.warning("slot %s: %s; it is tried again", slot.name, error)
+                    told = str(error)
+            except Refused as refused:
+                raise RunFailed(refused.failure, executed=False) from None
             else:
-                reason = f"the slot answered {answer.status_code}"
-            if answer is not None and answer.is_success:
                 return OutputFile(
                     slot=slot.name,
                     media_type=media_type,
                     bytes=size,
                     sha256=digest.hexdigest(),
                     faces=faces,
+                    md5=md5,
                 )
-            if answer is not None and not (answer.is_server_error or answer.status_code in _AGAIN):
-                message = f"The slot refused the file ({answer.status_code})."
-                raise _failed("transient", "delivery_failed", message)
-            if reason != told:
-                _log.warning("slot %s: %s; it is tried again", slot.name, reason)
-                told = reason
             await asyncio.sleep(delay)
-            delay = min(2 * delay, _LONGEST_DELAY_S)
+            delay = min(2 * delay, LONGEST_DELAY_S)
 
     def _nearest(self, url: str) -> str:
         ours = url.startswith(self._public)
         return self._local + url[len(self._public) :] if ours else url
+
+
+def _measured(path: Path, *, hashed: bool) -> tuple[int, str | None]:
+    """Its length, and its MD5 where that is wanted."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, _md5).hexdigest() if hashed else None
+        return path.stat().st_size, digest
 
 
 async def _chunks(path: Path, passing: Callable[[bytes], None]) -> AsyncGenerator[bytes]:

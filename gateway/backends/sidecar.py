@@ -27,7 +27,9 @@ from gateway.job import Produced
 from gpu_server.protocol import (
     VERSION,
     Failure,
+    FileOptions,
     Health,
+    InputFile,
     Preview,
     RunRequest,
     RunStatus,
@@ -156,7 +158,7 @@ class Sidecar:
     ) -> AsyncGenerator[Progressed | Produced, None]:
         """What happens to it; a dropped stream is opened again at once."""
         del reference
-        last, barren = -1.0, 0
+        last, barren, waits_for = -1.0, 0, None
         clock = asyncio.get_running_loop().time
         while barren < _BARREN_STREAMS:
             barren += 1
@@ -167,10 +169,13 @@ class Sidecar:
                         yield self._ended(event.status)
                         return
                     # a new stream begins with the present state: no news by itself
-                    if event.progress is None or event.progress.fraction <= last:
+                    if (progress := event.progress) is None:
                         continue
-                    barren, last = 0, event.progress.fraction
-                    yield Progressed(**event.progress.model_dump())
+                    if progress.fraction <= last and progress.waits_for == waits_for:
+                        continue
+                    barren, waits_for = 0, progress.waits_for
+                    last = max(last, progress.fraction)
+                    yield Progressed(**progress.model_dump(exclude={"fraction"}), fraction=last)
             if clock() - opened > _EARLY_S:
                 barren = 0
         self._look_now.set()
@@ -285,19 +290,20 @@ class Sidecar:
         if self._health is None:
             # a run may be adopted before the first look
             await self.look()
-        files = self._knows("files")
+        files, sized = self._knows("files"), self._knows("sized")
+        if not sized and any(slot.sized for slot in order.slots):
+            raise self._former("it cannot deliver into a bucket. Update it")
         if not files and any(slot.format for slot in order.slots):
-            if self._health is None:
-                raise BackendUnreachable(self._trouble or f"{self._name} does not answer")
-            raise RunFailed(
-                Failure(
-                    kind="fatal",
-                    code="unsupported",
-                    message="The GPU service is of a former version: it makes no other formats.",
-                ),
-                executed=False,
-            )
-        return _request(order, files=files)
+            raise self._former("it makes no other formats")
+        return _request(order, files=files, sized=sized, ours=self._knows("ours"))
+
+    def _former(self, lacks: str) -> BackendError:
+        """Say what it does not know how to do, if it is known at all."""
+        if self._health is None:
+            return BackendUnreachable(self._trouble or f"{self._name} does not answer")
+        message = f"The GPU service is of a former version: {lacks}."
+        failure = Failure(kind="fatal", code="unsupported", message=message)
+        return RunFailed(failure, executed=False)
 
     async def _inline(self, request: RunRequest, order: Order) -> RunRequest:
         """Send the workflow itself along."""
@@ -335,18 +341,29 @@ class Sidecar:
         raise self._service.foreign()
 
 
-def _request(order: Order, *, files: bool) -> RunRequest:
-    """Make the request; `files`: the service knows how files may be wanted."""
+def _request(order: Order, *, files: bool, sized: bool, ours: bool) -> RunRequest:
+    """Make the request, of the parts of the contract that the service knows."""
     call = order.call
-    slots = order.slots if files else [Slot(name=s.name, url=s.url) for s in order.slots]
+    known = {"name", "url"}
+    known |= set(FileOptions.model_fields) if files else set[str]()
+    known |= {"sized", "content_md5"} if sized else set[str]()
+    slots = [s.model_dump(include=known, exclude_unset=True) for s in order.slots]
     request = RunRequest(
         version=VERSION,
         workflow=WorkflowRef(name=call.workflow, digest=call.digest),
         params=call.params,
-        outputs=list(slots),
+        outputs=[Slot.model_validate(slot) for slot in slots],
         timeout_s=call.timeout_s,
     )
     more: dict[str, object] = {"details": True} if files else {}
+    more |= {"patient": True} if sized else {}
     if order.inputs:
-        more["inputs"] = {param: list(found) for param, found in order.inputs.items()}
+        told = set(InputFile.model_fields) - (set[str]() if ours else {"ours"})
+        more["inputs"] = {
+            param: [
+                InputFile.model_validate(file.model_dump(include=told, exclude_unset=True))
+                for file in found
+            ]
+            for param, found in order.inputs.items()
+        }
     return request.model_copy(update=more)

@@ -5,11 +5,22 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Executable, Select, and_, delete, select, update
+from sqlalchemy import Executable, Select, and_, delete, select, union_all, update
 
 from gateway.db.engine import Database, Transaction
 from gateway.db.records import micros
-from gateway.db.tables import artifacts, batches, idempotency, jobs, runs, webhook_events
+from gateway.db.tables import (
+    artifacts,
+    batches,
+    idempotency,
+    jobs,
+    runs,
+    styles,
+    templates,
+    thumbnails,
+    uploads,
+    webhook_events,
+)
 from gateway.job import JOB_TERMINAL
 
 _SWEEP_LOCK = 0x67656E_5357
@@ -138,6 +149,43 @@ class SweepRows:
                 ended=frozenset(row["id"] for row in rows if row["over"]),
                 keys=frozenset(row["key"] for row in keys),
             )
+
+        return await self._db.read(work)
+
+    async def thumbnails_among(self, keys: Collection[str]) -> frozenset[str]:
+        """Those of the keys that are a thumbnail's."""
+        query = select(thumbnails.c.key).where(thumbnails.c.key.in_(list(keys)))
+        rows = await self._db.read(lambda reading: reading.rows(query))
+        return frozenset(row["key"] for row in rows)
+
+    async def thumbnailed(self, before: datetime, after: str, limit: int) -> Sequence[str]:
+        """Keys of files that thumbnails were made of before that time, in order from `after` on."""
+        query = (
+            select(thumbnails.c.source_key)
+            .distinct()
+            .where(thumbnails.c.source_key > after, thumbnails.c.created_at < micros(before))
+            .order_by(thumbnails.c.source_key)
+            .limit(limit)
+        )
+        rows = await self._db.read(lambda reading: reading.rows(query))
+        return [row["source_key"] for row in rows]
+
+    async def there(self, keys: Collection[str]) -> frozenset[str]:
+        """Those of the keys that are a result's, an upload's or a picture's."""
+        named = list(keys)
+        # both have an index on the last part alone
+        names = [key.rpartition("/")[2] for key in named]
+        queries = (
+            select(artifacts.c.key).where(
+                artifacts.c.filename.in_(names), artifacts.c.removed_at.is_(None)
+            ),
+            select(uploads.c.key).where(uploads.c.filename.in_(names)),
+            *(select(t.c.image_key).where(t.c.image_key.in_(named)) for t in (templates, styles)),
+        )
+
+        async def work(reading: Transaction) -> frozenset[str]:
+            rows = await reading.rows(union_all(*queries))
+            return frozenset(row["key"] for row in rows) & frozenset(named)
 
         return await self._db.read(work)
 

@@ -295,3 +295,58 @@ workflows = Table(
     # jobs of a removed one still find what they were
     Column("removed_at", BigInteger),
 )
+
+uploads = Table(
+    "uploads",
+    metadata,
+    # a ULID: the `card_id` of media
+    Column("id", String(26), primary_key=True),
+    Column("caller", String(100), nullable=False),
+    # media or file: the route it came by
+    Column("kind", String(8), nullable=False),
+    # waiting (its bytes are yet to come, straight into a slot) or ready
+    Column("status", String(16), nullable=False),
+    # what the caller calls it: for downloads alone
+    Column("name", Text),
+    Column("key", Text, nullable=False),
+    Column("filename", String(255), nullable=False),
+    Column("media_type", String(255), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String(64)),
+    Column("width", Integer),
+    Column("height", Integer),
+    Column("frames", Integer),
+    Column("duration_s", Float),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, index=True),
+    Index("ix_uploads_filename", "filename", unique=True),
+    Index("ix_uploads_caller_created_at_id", "caller", "created_at", "id"),
+)
+
+cards = Table(
+    "cards",
+    metadata,
+    Column("caller", String(100), primary_key=True),
+    # whatever the caller calls it
+    Column("id", String(200), primary_key=True),
+    # the latest job that makes this card's media
+    Column(
+        "job_id", String(36), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True
+    ),
+    Column("media_type", String(8), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+thumbnails = Table(
+    "thumbnails",
+    metadata,
+    # key of the file it is made of: a result, an upload, a picture
+    Column("source_key", Text, primary_key=True),
+    # longest side asked for, in pixels
+    Column("width", Integer, primary_key=True),
+    Column("key", Text, nullable=False, index=True),
+    Column("media_type", String(255), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)

@@ -91,9 +91,10 @@ class Ending:
         )
         await self._end(JobError(code="poison", message=message), tell_backend=True)
 
-    async def overdue(self) -> None:
-        """Its deadline has passed."""
-        await self._end(deadline_exceeded(), tell_backend=True)
+    async def overdue(self, *, at_storage: bool) -> None:
+        """Its deadline has passed; `at_storage`: with only its files to be kept."""
+        error = _storage_unavailable() if at_storage else deadline_exceeded()
+        await self._end(error, tell_backend=True)
 
     async def _end(self, error: JobError, *, tell_backend: bool = False) -> None:
         engine = self._engine
@@ -132,6 +133,14 @@ class Ending:
         engine.placement.wake_in(wait_s)
         if tell_backend:
             engine.tell_backends()
+
+
+def _storage_unavailable() -> JobError:
+    return JobError(
+        code="storage_unavailable",
+        message="The work was done, but storage did not take the files before the job's deadline.",
+        kind="transient",
+    )
 
 
 def deadline_exceeded() -> JobError:

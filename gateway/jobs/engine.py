@@ -31,7 +31,7 @@ from gateway.jobs.batches import Batches
 from gateway.jobs.cancels import Cancels
 from gateway.jobs.deadlines import Deadlines
 from gateway.jobs.drivers import Drivers, for_ever
-from gateway.jobs.files import FileNames, RunFiles
+from gateway.jobs.files import BucketLinks, FileNames, RunFiles, Thumbnails
 from gateway.jobs.ownership import Ownership
 from gateway.jobs.patience import Patience
 from gateway.jobs.placement import Placement
@@ -61,6 +61,8 @@ class Jobs:
         settings: JobSettings,
         clock: Clock,
         rng: random.Random | None = None,
+        thumbnails: Thumbnails | None = None,
+        buckets: BucketLinks | None = None,
     ) -> None:
         # spreads retries and names this replica; nothing secret depends on it
         self._rng = rng or random.Random()  # noqa: S311
@@ -83,7 +85,8 @@ class Jobs:
             clock=clock,
             sweep_s=settings.sweep_s,
         )
-        self._engine = self._make_engine(by_name, RunFiles(storage, names, settings.slot_lifetime))
+        files = RunFiles(storage, names, settings.slot_lifetime, thumbnails, buckets)
+        self._engine = self._make_engine(by_name, files)
         self._cancels = Cancels(
             rows=self._run_rows,
             backends=by_name,

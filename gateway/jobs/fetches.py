@@ -24,6 +24,8 @@ def blamed(call: Call, failure: Failure, *, last: bool) -> Failure:
         failure = failure.model_copy(update={"message": message})
     if failure.code not in _CODES or source is None:
         return failure
+    if source.in_bucket:
+        return _of_bucket(failure, said)
     if source.key is None:
         return failure.model_copy(update={"kind": "usage"}) if last else failure
     if failure.code == "file_not_found" and source.slot is None:
@@ -36,6 +38,16 @@ def blamed(call: Call, failure: Failure, *, last: bool) -> Failure:
     return Failure(
         kind=kind, code=failure.code, message=f"{said}: the file could not be read from storage"
     )
+
+
+def _of_bucket(failure: Failure, said: str) -> Failure:
+    """Tell it without the address, which is signed with keys of ours."""
+    if failure.code == "file_not_found":
+        message = f"{said}: there is no such file in the bucket"
+        return failure.model_copy(update={"kind": "usage", "message": message})
+    kind = "transient" if failure.kind == "transient" else "fatal"
+    message = f"{said}: the file could not be read from its bucket"
+    return failure.model_copy(update={"kind": kind, "message": message})
 
 
 def _source(call: Call, place: str) -> Source | None:

@@ -1,14 +1,14 @@
 """A run's files: where it reads each, where each goes, and whether it really lies there."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from typing import Protocol
 
-from gateway.backends.base import Order
+from gateway.backends.base import Order, RunFailed
 from gateway.job import Artifact, Call, Job, Produced, Run, Source
 from gateway.storage.base import Storage
-from gpu_server.protocol import InputFile, OutputFile, Slot
+from gpu_server.protocol import Failure, InputFile, OutputFile, Slot
 
 _DEFAULT_EXTENSION = "png"
 
@@ -25,6 +25,22 @@ class FileNames(Protocol):
         ...
 
 
+class Thumbnails(Protocol):
+    """What is made of files and goes with them."""
+
+    async def drop(self, source_keys: Sequence[str], /) -> None:
+        """Remove all that were made of these files. Raises StorageError."""
+        ...
+
+
+class BucketLinks(Protocol):
+    """Who opens the buckets whose files every caller may name."""
+
+    def link(self, address: str, lifetime: timedelta, /) -> str | None:
+        """An address that gives the file's bytes by GET; None for what is in none of them."""
+        ...
+
+
 class NotDelivered(Exception):
     """A file the backend says it sent does not lie in storage as it was sent."""
 
@@ -32,19 +48,32 @@ class NotDelivered(Exception):
 class RunFiles:
     """Addresses before the run, files after it."""
 
-    def __init__(self, storage: Storage, names: FileNames, lifetime: timedelta) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        names: FileNames,
+        lifetime: timedelta,
+        thumbnails: Thumbnails | None = None,
+        buckets: BucketLinks | None = None,
+    ) -> None:
         self._storage = storage
+        self._buckets = buckets
         self._names = names
         self._lifetime = lifetime
+        self._thumbnails = thumbnails
 
     def order(self, run: Run, left: timedelta) -> Order:
         """Fresh addresses for every input and output; `left` = time until the run's deadline."""
         lifetime = max(self._lifetime, left)
+        options = run.call.files.model_dump(exclude_defaults=True)
+        # set only where they are wanted: a former GPU service knows neither
+        options |= {"sized": True} if self._storage.wants_length else {}
+        options |= {"content_md5": True} if self._storage.wants_md5 else {}
         slots = tuple(
             Slot(
                 name=slot,
                 url=self._storage.slot(self._key(run.call, run, run.id, slot), lifetime),
-                **run.call.files.model_dump(exclude_defaults=True),
+                **options,
             )
             for slot in run.call.outputs
         )
@@ -55,10 +84,17 @@ class RunFiles:
         return Order(run_id=run.id, call=run.call, slots=slots, inputs=inputs)
 
     def _input(self, source: Source, lifetime: timedelta) -> InputFile:
-        url = source.url if source.key is None else self._storage.link(source.key, lifetime)
+        url, ours = source.url, source.key is not None or source.in_bucket
+        if source.key is not None:
+            url = self._storage.link(source.key, lifetime)
+        elif source.in_bucket:
+            # made afresh at each start: the call's own address stays in its row
+            url = self._buckets.link(source.url or "", lifetime) if self._buckets else None
         if url is None:
-            raise ValueError("a source has neither key nor address")
-        return InputFile(url=url, media_type=source.media_type, sha256=source.sha256)
+            message = "The bucket a file of this job lies in is not configured any more."
+            failure = Failure(kind="fatal", code="input_gone", message=message)
+            raise RunFailed(failure, executed=False)
+        return InputFile(url=url, media_type=source.media_type, sha256=source.sha256, ours=ours)
 
     async def verified(self, run: Run, produced: Produced) -> tuple[Artifact, ...]:
         """Every file, found in storage as it was sent. Raises NotDelivered, StorageError."""
@@ -83,8 +119,14 @@ class RunFiles:
         read = [sources for call in stages for sources in call.inputs.values()]
         sources = [source for found in read for source in found]
         brought = [source.key for source in sources if source.stored and source.key is not None]
+        await self.drop_thumbnails(made)
         for key in dict.fromkeys([*made, *written, *brought]):
             await self._storage.delete(key)
+
+    async def drop_thumbnails(self, keys: Sequence[str]) -> None:
+        """Remove what was made of files that are going. Raises StorageError."""
+        if self._thumbnails is not None and keys:
+            await self._thumbnails.drop(keys)
 
     async def remove_read(self, run: Run) -> None:
         """Delete what a run that is done has read of the stage before. Raises StorageError."""
@@ -114,7 +156,8 @@ class RunFiles:
             raise NotDelivered(f"{sent.slot} is not in storage")
         if stored.bytes != sent.bytes:
             raise NotDelivered(f"{sent.slot} has {stored.bytes} bytes, {sent.bytes} were sent")
-        if stored.sha256 is not None and stored.sha256 != sent.sha256:
+        other = stored.sha256 is not None and stored.sha256 != sent.sha256
+        if other or (None not in {stored.md5, sent.md5} and stored.md5 != sent.md5):
             raise NotDelivered(f"{sent.slot} has other content than was sent")
         output, _, n = sent.slot.partition("/")
         return Artifact(

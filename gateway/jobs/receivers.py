@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 
 from gateway.errors import FieldError, InvalidParameters
-from gpu_server.fetch import is_public, tls_context
+from gpu_server.addresses import is_name, is_public, literal_of
+from gpu_server.fetch import tls_context
 
 CONNECT_S = 5.0
 TOTAL_S = 15.0
@@ -24,8 +25,6 @@ _LOOKUPS = 16
 _REMEMBERED_S = 60.0
 _REMEMBERED = 1000
 _PORTS = {"http": 80, "https": 443}
-_LONGEST_NAME = 253
-_LONGEST_LABEL = 63
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port to IP addresses; raises OSError."""
@@ -112,6 +111,9 @@ class Receivers:
         )
 
     async def _may_be_public(self, url: httpx.URL) -> bool:
+        address = literal_of(url)
+        if address is not None:
+            return is_public(address)
         name, now = url.raw_host.decode("ascii"), asyncio.get_running_loop().time()
         known = self._known.get(name)
         if known is None or known[0] < now:
@@ -145,20 +147,10 @@ def _parsed(url: str) -> httpx.URL:
         raise Refused("is not a valid address") from None
     if parsed.scheme not in _PORTS or not host or parsed.userinfo:
         raise Refused("must be an http(s) address without user name or password")
-    if not _can_be_looked_up(parsed.raw_host.decode("ascii")):
+    # a percent sign begins an IPv6 zone, which only has a meaning on one machine
+    if "%" in host or (literal_of(parsed) is None and not is_name(parsed)):
         raise Refused("must name its host by a valid name or IP address, without a zone")
     return parsed
-
-
-def _can_be_looked_up(host: str) -> bool:
-    # a percent sign begins an IPv6 zone, which only has a meaning on one machine
-    name = host.removesuffix(".")
-    labels = name.split(".")
-    return (
-        "%" not in host
-        and len(name) <= _LONGEST_NAME
-        and all(0 < len(label) <= _LONGEST_LABEL for label in labels)
-    )
 
 
 def _invalid(field: str, message: str) -> InvalidParameters:

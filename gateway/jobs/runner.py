@@ -60,6 +60,8 @@ class _Drive:
         self._run = run
         self._executed = run.executed
         self._taken_up = run.state == "started"
+        # nobody writes down what was produced unless storage is away
+        self._at_storage = run.state == "produced"
 
     async def to_its_end(self) -> None:
         """Take every step that is left, or write down why it cannot be taken."""
@@ -68,7 +70,7 @@ class _Drive:
             return
         left = self._left().total_seconds()
         if left <= 0:
-            await self._ending().overdue()
+            await self._ending().overdue(at_storage=self._at_storage)
             return
         deadline = asyncio.timeout(left)
         try:
@@ -78,7 +80,7 @@ class _Drive:
             raise
         except Exception as error:  # noqa: BLE001  # foreign ones are logged and fail the attempt
             if isinstance(error, TimeoutError) and deadline.expired():
-                await self._ending().overdue()
+                await self._ending().overdue(at_storage=self._at_storage)
             else:
                 await self._ending().stopped_by(error)
 
@@ -163,6 +165,7 @@ class _Drive:
                             written = await self._progressed(event, written)
                 except BackendUnreachable:
                     _log.info("run %s: %s does not answer", run.id, backend.name)
+                    self._at_storage = False
                 if not await patience.pause():
                     raise BackendLost(f"{backend.name} does not answer")
         finally:
@@ -173,6 +176,7 @@ class _Drive:
     async def _progressed(self, event: Progressed, written: float) -> float:
         engine, now = self._engine, asyncio.get_running_loop().time()
         self._executed = self._executed or event.fraction > 0
+        self._at_storage = event.waits_for == "storage"
         event = replace(event, fraction=self._run.progress(event.fraction))
         engine.hub.progressed(self._run.job_id, event)
         if not self._executed or now - written < engine.settings.progress_write_s:
@@ -207,6 +211,7 @@ class _Drive:
 
     async def _verified(self, produced: Produced) -> tuple[Artifact, ...]:
         # the GPU time is spent: no attempt is begun anew because storage is away
+        self._at_storage = True
         patience = self._engine.patience(None)
         while True:
             try:

@@ -13,20 +13,16 @@ from datetime import datetime, timedelta
 from gateway.clock import Clock
 from gateway.db import Database, DatabaseUnavailable
 from gateway.db.jobs import JobRows
-from gateway.db.pictures import PictureRows
 from gateway.db.sweeps import SweepRows
-from gateway.job import INPUTS_PREFIX
+from gateway.db.uploads import Uploads
 from gateway.jobs.files import RunFiles
-from gateway.pictures import PICTURE_PREFIXES
-from gateway.storage.base import ListedFile, Storage, StorageError
+from gateway.jobs.orphans import ORPHAN_AFTER, Orphans
+from gateway.storage.base import Storage, StorageError
 
 _log = logging.getLogger(__name__)
 
 KEYS_KEPT = timedelta(hours=24)
 WEBHOOK_EVENTS_KEPT = timedelta(days=30)
-_PICTURES = tuple(f"{prefix}/" for prefix in PICTURE_PREFIXES.values())
-ORPHAN_AFTER = timedelta(hours=1)
-"""Age below which a file nobody owns, or an upload that broke off, is let alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +60,10 @@ class Sweep:
     ) -> None:
         self._rows = SweepRows(db)
         self._jobs = JobRows(db)
-        self._pictures = PictureRows(db)
+        self._uploads = Uploads(db)
         self._storage = storage
         self._files = files
+        self._nobodys = Orphans(db, kept=retention.files)
         self._retention = retention
         self._clock = clock
         self._first_s = first_s
@@ -91,7 +88,13 @@ class Sweep:
         try:
             async with self._rows.alone() as alone:
                 if alone:
-                    for step in (self._old_jobs, self._old_files, self._memories, self._orphans):
+                    for step in (
+                        self._old_jobs,
+                        self._old_files,
+                        self._old_uploads,
+                        self._memories,
+                        self._orphans,
+                    ):
                         await self._safely(step)
         except DatabaseUnavailable:
             _log.warning("sweep: the database does not answer", exc_info=True)
@@ -119,6 +122,19 @@ class Sweep:
             lambda: self._rows.jobs_with_old_files(before, self._at_once), self._let_files_go
         )
 
+    async def _old_uploads(self, now: datetime) -> None:
+        """Those whose time is over, and those that were announced and never came."""
+        while found := await self._uploads.expired(now, self._at_once):
+            for upload in found:
+                await self._uploads.delete(upload.id)
+                try:
+                    await self._files.drop_thumbnails([upload.key])
+                    await self._storage.delete(upload.key)
+                except StorageError as error:
+                    # no row names it any more: the search for orphans finds it
+                    _log.warning("sweep: the file of upload %s stays: %s", upload.id, error)
+            await asyncio.sleep(self._pause_s)
+
     async def _memories(self, now: datetime) -> None:
         rows, limit, old = self._rows, self._at_once, now - KEYS_KEPT
         await self._until_none(lambda: rows.forget_keys(old, limit))
@@ -130,9 +146,10 @@ class Sweep:
         await self._storage.tidy(now - ORPHAN_AFTER)
         if self._orphans_due is not None and now < self._orphans_due:
             return
+        await self._thumbnails_of_nothing(now)
         removed = 0
         async for page in self._storage.pages():
-            for key in await self._of_nobody(page, now):
+            for key in await self._nobodys.among(page, now):
                 await self._storage.delete(key)
                 removed += 1
             await asyncio.sleep(self._pause_s)
@@ -140,34 +157,15 @@ class Sweep:
         if removed:
             _log.info("removed %d files that belong to no result", removed)
 
-    async def _of_nobody(self, page: Sequence[ListedFile], now: datetime) -> list[str]:
-        """Files of this page to delete.
-
-        Those of ended jobs that are no result of theirs. Of a job that is not known the files go
-        only with the age at which any file goes: a database restored from an old copy, or a new
-        one beside old files, must not cost anybody's results. What came inside a call is no
-        result: without its job it goes at once, and so does a picture without template or style.
-        """
-        old = [file for file in page if file.written_at < now - ORPHAN_AFTER]
-        pictures = {file.key for file in old if file.key.startswith(_PICTURES)}
-        unused = pictures - await self._pictures.among(pictures) if pictures else set[str]()
-        old = [file for file in old if file.key not in pictures]
-        return [*unused, *(await self._of_no_job(old, now) if old else ())]
-
-    async def _of_no_job(self, old: Sequence[ListedFile], now: datetime) -> list[str]:
-        known = await self._rows.known(
-            {_job_of(file.key) for file in old}, ended_before=now - ORPHAN_AFTER
-        )
-        kept = self._retention.files
-        return [
-            file.key
-            for file in old
-            if (_job_of(file.key) in known.ended and file.key not in known.keys)
-            or (
-                _job_of(file.key) not in known.there
-                and (_came_with_a_call(file) or (kept is not None and file.written_at < now - kept))
-            )
-        ]
+    async def _thumbnails_of_nothing(self, now: datetime) -> None:
+        """Drop those whose file is gone; young ones stay, whose file may be yet to get its row."""
+        after = ""
+        while keys := await self._rows.thumbnailed(now - ORPHAN_AFTER, after, self._at_once):
+            there = await self._rows.there(keys)
+            if gone := [key for key in keys if key not in there]:
+                await self._files.drop_thumbnails(gone)
+            after = keys[-1]
+            await asyncio.sleep(self._pause_s)
 
     async def _remove(self, job_id: str) -> None:
         await self._let_files_go(job_id)
@@ -203,11 +201,3 @@ class Sweep:
             if not await remove():
                 return
             await asyncio.sleep(self._pause_s)
-
-
-def _came_with_a_call(file: ListedFile) -> bool:
-    return file.key.startswith(f"{INPUTS_PREFIX}/")
-
-
-def _job_of(key: str) -> str:
-    return key.rpartition("/")[0].rpartition("/")[2]

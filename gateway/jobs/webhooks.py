@@ -93,7 +93,7 @@ class Webhooks:
     ) -> None:
         self._rows = WebhookRows(db)
         self._receivers = receivers
-        self._signatures = [Webhook(secret) for secret in secrets]
+        self._secrets = tuple(secrets)
         self._render = render
         self._clock = clock
         self._settings = settings or WebhookSettings()
@@ -239,24 +239,43 @@ class Webhooks:
     def _signed(
         self, event: WebhookEvent, data: dict[str, JsonValue]
     ) -> tuple[Mapping[str, str], bytes]:
-        at = self._clock.now()
-        happened = event.created_at.astimezone(UTC).isoformat().replace("+00:00", "Z")
-        body = json.dumps({"type": event.type, "timestamp": happened, "data": data})
-        signatures = [each.sign(event.id, at, body) for each in self._signatures]
-        headers = {
-            "content-type": "application/json",
-            "user-agent": "genmedia-gateway",
-            "webhook-id": event.id,
-            "webhook-timestamp": str(int(at.timestamp())),
-            "webhook-signature": " ".join(signatures),
-        }
-        return headers, body.encode()
+        return signed(
+            event_id=event.id,
+            type_=event.type,
+            happened=event.created_at,
+            data=data,
+            secrets=self._secrets,
+            now=self._clock.now(),
+        )
 
     def _next_at(self, event: WebhookEvent, answer: _Answer, now: datetime) -> datetime | None:
         if answer.status_code == HTTPStatus.GONE or event.attempts >= len(SCHEDULE_S):
             return None
         wait = SCHEDULE_S[event.attempts] * (1 + _JITTER * self._rng.random())
         return now + timedelta(seconds=max(wait, answer.retry_after_s))
+
+
+def signed(
+    *,
+    event_id: str,
+    type_: str,
+    happened: datetime,
+    data: Mapping[str, JsonValue],
+    secrets: Sequence[str],
+    now: datetime,
+) -> tuple[Mapping[str, str], bytes]:
+    """Make one delivery's headers and body (Standard Webhooks)."""
+    timestamp = happened.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    body = json.dumps({"type": type_, "timestamp": timestamp, "data": data})
+    signatures = [Webhook(secret).sign(event_id, now, body) for secret in secrets]
+    headers = {
+        "content-type": "application/json",
+        "user-agent": "genmedia-gateway",
+        "webhook-id": event_id,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": " ".join(signatures),
+    }
+    return headers, body.encode()
 
 
 def _said(error: Exception, event: WebhookEvent) -> str:

@@ -4,15 +4,14 @@ numpy is imported only after memory has been limited and its threads, which rese
 """
 
 import os
-import resource
 import sys
-import threading
 import traceback
 
 from pydantic import BaseModel, ConfigDict
 
 from gateway.mesh.errors import MeshCode, MeshError
 from gateway.mesh.order import MeshLimits, MeshOrder, MeshReport
+from gateway.workers import confine, end_with_parent
 
 
 class Task(BaseModel):
@@ -37,25 +36,11 @@ class Answer(BaseModel):
 def main() -> None:
     """Carry out one order."""
     task = Task.model_validate_json(sys.stdin.buffer.readline())
-    _limit(task.limits)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
+    confine(memory_bytes=task.limits.memory_bytes)
+    end_with_parent()
     sys.stdout.write(_answer(task).model_dump_json())
     sys.stdout.flush()
-
-
-def _limit(limits: MeshLimits) -> None:
-    os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
-    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
-    # a core file of a large model would fill the disk
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _end_with_parent() -> None:
-    # the pipe stays open as long as the parent lives, however it ends; a thread that waits within
-    # sys.stdin would hold its lock, and the interpreter aborts when it cannot close it at the end
-    while os.read(0, 4096):
-        pass
-    os._exit(1)
 
 
 def _answer(task: Task) -> Answer:

@@ -47,8 +47,8 @@ def configure(level: str, log_format: Literal["standard", "json"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # httpx logs each request's whole address, signatures included.
-    for noisy in ("httpx", "httpcore", "aiosqlite", "alembic"):
+    # httpx logs each request's whole address, signatures included; botocore what it signs.
+    for noisy in ("httpx", "httpcore", "aiosqlite", "alembic", "botocore", "aiobotocore"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from gateway.own_workflows.faults import node_name, refused
-from gpu_server.fetch import FetchError, check_address
+from gpu_server.addresses import FetchError, FetchRules, check_address
 from gpu_server.workflow import Graph
 from gpu_server.workflow.manifest import Manifest, OutputKind, Param
 
@@ -60,6 +60,6 @@ def check_sources(manifest: Manifest) -> None:
     for number, model in enumerate(manifest.models):
         place = f"manifest.models.{number}.url"
         try:
-            check_address(model.url)
+            check_address(model.url, FetchRules(ports=None))
         except FetchError as error:
             raise refused(place, error.code, error.message) from None

@@ -12,7 +12,6 @@ import hashlib
 import json
 import mimetypes
 import os
-import re
 import secrets
 import sys
 import threading
@@ -23,28 +22,23 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gateway.security.signing import Signer
-from gateway.storage.base import ListedFile, NoRoom, StorageError, StoredFile
+from gateway.storage.base import (
+    DEFAULT_MAX_BYTES,
+    ListedFile,
+    NoRoom,
+    StorageError,
+    StoredFile,
+    TooManyBytes,
+    is_key,
+)
 from gateway.storage.walk import listed, record_path
 
 SLOTS_PATH = "/api/slots/"
-DEFAULT_MAX_BYTES = 2 * 1024**3
 
 _INCOMING = ".incoming"
 _PIECE = 512 * 1024
 _READ = 1024 * 1024
 _PLACE_ATTEMPTS = 5
-_KEY = re.compile(
-    r"(?:[a-z0-9][a-z0-9_-]{0,63}/){1,3}\d{4}/\d{2}/\d{2}/[0-9a-f-]{36}/"
-    r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\.[a-z0-9]{1,8}"
-)
-
-
-class TooManyBytes(StorageError):
-    """The file is larger than this store takes."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"more than {limit} bytes")
-        self.limit = limit
 
 
 class LocalStorage:
@@ -60,17 +54,42 @@ class LocalStorage:
         (root / _INCOMING).mkdir(parents=True, exist_ok=True)
         _sweep(root / _INCOMING)
 
+    @property
+    def is_remote(self) -> bool:
+        """False: its slots and links lead to this gateway."""
+        return False
+
+    @property
+    def wants_length(self) -> bool:
+        """False: whatever comes is counted."""
+        return False
+
+    @property
+    def wants_md5(self) -> bool:
+        """False: whatever comes is hashed."""
+        return False
+
+    def path(self, key: str) -> Path | None:
+        """Where the file is, or would be; None for what is no key."""
+        return self._path(key)
+
     def address(self, key: str) -> str:
         """`local://files/<key>`."""
         return f"local://files/{key}"
+
+    def key_of(self, address: str) -> str | None:
+        """The key that a `local://files/` address names."""
+        key = address.removeprefix("local://files/")
+        return key if key != address and is_key(key) else None
 
     def slot(self, key: str, lifetime: timedelta) -> str:
         """An address that takes the file's bytes by PUT until it expires."""
         self._place_of(key)
         return self._base_url + self._signer.slot(SLOTS_PATH + key, lifetime)
 
-    def link(self, key: str, lifetime: timedelta) -> str:
+    def link(self, key: str, lifetime: timedelta, *, disposition: str | None = None) -> str:
         """An address that gives the file's bytes by GET until it expires."""
+        del disposition
         self._place_of(key)
         return self._base_url + self._signer.link(SLOTS_PATH + key, lifetime)
 
@@ -104,7 +123,7 @@ class LocalStorage:
         """Every key there is, a page at a time; also one of which only the record is left."""
         found = listed(self._root)
         while page := await asyncio.to_thread(_next, found):
-            yield [file for file in page if _KEY.fullmatch(file.key)]
+            yield [file for file in page if is_key(file.key)]
 
     async def tidy(self, before: datetime) -> None:
         """Remove what uploads left behind that broke off before that time."""
@@ -157,7 +176,7 @@ class LocalStorage:
         return piece
 
     def _path(self, key: str) -> Path | None:
-        return self._root / key if _KEY.fullmatch(key) else None
+        return self._root / key if is_key(key) else None
 
     def _place_of(self, key: str) -> Path:
         path = self._path(key)

@@ -35,6 +35,34 @@ class ComfyUnavailable(RunFailed):
 
 _MODEL_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft", ".gguf", ".onnx")
 _SHOWN = 80
+_GPU_WORDS = ("cuda", "cublas", "cudnn", "hip error", "nvidia")
+_GPU_LOST = (
+    "illegal memory access",
+    "illegal instruction",
+    "illegal address",
+    "misaligned address",
+    "invalid address space",
+    "invalid program counter",
+    "device-side assert",
+    "unspecified launch failure",
+    "launch timed out",
+    "hardware stack error",
+    "uncorrectable",
+    "unknown error",
+    "initialization error",
+    "driver shutting down",
+    "fallen off the bus",
+    "gpu is lost",
+    "busy or unavailable",
+    "no cuda-capable device",
+    "no cuda gpus are available",
+    "found no nvidia driver",
+    "status_execution_failed",
+    "status_internal_error",
+    "status_mapping_error",
+)
+"""What CUDA calls sticky: its context stays broken until the process is started anew. Not here are
+errors of one call: a kernel this GPU lacks, an argument out of range."""
 _FATAL = frozenset(
     {
         "required_input_missing",
@@ -121,6 +149,8 @@ def execution_failure(messages: Sequence[tuple[str, Mapping[str, Any]]]) -> RunF
     error, text = str(data.get("exception_type", "")), str(data.get("exception_message", ""))
     if _is_out_of_memory(error, text):
         return RunFailed("transient", "out_of_memory", f"{what} ran out of memory", node=node)
+    if _is_gpu_lost(text):
+        return RunFailed("transient", "gpu_failed", f"the GPU failed in {what}", node=node)
     if error.endswith("UnidentifiedImageError"):
         return RunFailed("usage", "unreadable_image", f"{what} can't read the image", node=node)
     return RunFailed("fatal", "execution_failed", f"{what} failed", node=node)
@@ -133,6 +163,12 @@ def _is_out_of_memory(error: str, text: str) -> bool:
         or "can't allocate memory" in low
         or "out of memory" in low
     )
+
+
+def _is_gpu_lost(text: str) -> bool:
+    """Tell the errors after which nothing runs in ComfyUI's process any more."""
+    low = text.lower()
+    return any(word in low for word in _GPU_WORDS) and any(each in low for each in _GPU_LOST)
 
 
 def _is_model(value: object) -> bool:

@@ -88,35 +88,32 @@ class Source:
             facts=passed.facts,
         )
 
-    async def save(self, path: Path) -> None:
-        """Write it to disk. Raises ComfyUnavailable, OSError."""
-        file = await asyncio.to_thread(path.open, "wb")
-        try:
-            piece = self._first
-            while piece:
-                await asyncio.to_thread(file.write, piece)
-                piece = await self._next()
-        finally:
-            await asyncio.to_thread(file.close)
-
     async def _next(self) -> bytes:
         try:
             return await anext(self._rest, b"")
         except httpx.TransportError as error:
-            raise ComfyUnavailable(f"ComfyUI broke off ({type(error).__name__})") from None
+            raise _broke_off(error) from None
 
 
 class Body:
     """Bytes on their way out, counted and hashed."""
 
     def __init__(
-        self, pieces: AsyncIterator[bytes], *, media_type: str, length: int | None, facts: Facts
+        self,
+        pieces: AsyncIterator[bytes],
+        *,
+        media_type: str,
+        length: int | None,
+        facts: Facts,
+        md5: str | None = None,
     ) -> None:
         self.media_type = media_type
         self.length = length
         """How many there will be, where known."""
+        self.facts = facts
+        self.md5 = md5
+        """Of all of them, where that was asked for."""
         self._pieces = pieces
-        self._facts = facts
         self._count = 0
         self._digest = hashlib.sha256()
 
@@ -127,7 +124,8 @@ class Body:
             "media_type": self.media_type,
             "bytes": self._count,
             "sha256": self._digest.hexdigest(),
-            **asdict(self._facts),
+            "md5": self.md5,
+            **asdict(self.facts),
         }
 
     async def chunks(self) -> AsyncGenerator[bytes]:
@@ -138,6 +136,18 @@ class Body:
             yield piece
 
 
+async def save(pieces: AsyncIterator[bytes], path: Path) -> None:
+    """Write to the disk what comes of a file. Raises ComfyUnavailable, OSError."""
+    file = await asyncio.to_thread(path.open, "wb")
+    try:
+        async for piece in pieces:
+            await asyncio.to_thread(file.write, piece)
+    except httpx.TransportError as error:
+        raise _broke_off(error) from None
+    finally:
+        await asyncio.to_thread(file.close)
+
+
 async def from_disk(path: Path) -> AsyncGenerator[bytes]:
     """Read a file in pieces."""
     file = await asyncio.to_thread(path.open, "rb")
@@ -146,6 +156,10 @@ async def from_disk(path: Path) -> AsyncGenerator[bytes]:
             yield piece
     finally:
         await asyncio.to_thread(file.close)
+
+
+def _broke_off(error: httpx.TransportError) -> ComfyUnavailable:
+    return ComfyUnavailable(f"ComfyUI broke off ({type(error).__name__})")
 
 
 async def _following(

@@ -1,19 +1,20 @@
 """One file on its way out: streamed where its kind allows it, else by way of the disk."""
 
 import asyncio
+import hashlib
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
 
 from gpu_server.comfy import ComfyClient, ComfyFile, RunFailed
 from gpu_server.finish import containers, pictures
-from gpu_server.finish.body import Body, Source, from_disk
+from gpu_server.finish.body import Body, Source, from_disk, save
 from gpu_server.finish.facts import Facts, NotConvertible, Unreadable
 from gpu_server.finish.glb import GlbFilter
 from gpu_server.finish.png import PngFilter
@@ -44,6 +45,7 @@ class _Ready:
     media_type: str
     length: int
     facts: Facts
+    md5: str | None = None
 
 
 class NotPrepared(RunFailed):
@@ -87,13 +89,14 @@ class Finishing:
             self._doing.add_done_callback(lambda _: folder.cleanup())
 
     @asynccontextmanager
-    async def opened(self) -> AsyncGenerator[Body]:
+    async def opened(self, *, known: bool = False) -> AsyncGenerator[Body]:
         """Hand over the file as it is to be sent; what has to be made first is made once.
 
+        `known`: its length and MD5 have to be, so it is brought to the disk whatever it is.
         Raises ComfyUnavailable, NotPrepared, and RunFailed when it can't be made.
         """
         try:
-            async with self._opened() as body:
+            async with self._opened(known=known) as body:
                 yield body
         except OSError as error:
             # others may need the room until it is made anew
@@ -101,21 +104,41 @@ class Finishing:
             raise NotPrepared(error.errno) from None
 
     @asynccontextmanager
-    async def _opened(self) -> AsyncGenerator[Body]:
+    async def _opened(self, *, known: bool) -> AsyncGenerator[Body]:
         if self._ready is None:
             async with self._comfy.view(self._file) as response:
                 source = Source(response, self._file.filename)
                 await source.begin()
-                if (body := await self._prepared(source)) is not None:
+                body = await self._prepared(source)
+                if body is not None and not known:
                     yield body
                     return
-        if self._ready is not None:
+                if body is not None:
+                    self._ready = await self._kept(body)
+        ready = self._ready
+        if ready is not None:
+            if known and ready.md5 is None:
+                md5 = await asyncio.to_thread(_md5, ready.path)
+                ready = self._ready = replace(ready, md5=md5)
             yield Body(
-                from_disk(self._ready.path),
-                media_type=self._ready.media_type,
-                length=self._ready.length,
-                facts=self._ready.facts,
+                from_disk(ready.path),
+                media_type=ready.media_type,
+                length=ready.length,
+                facts=ready.facts,
+                md5=ready.md5,
             )
+
+    async def _kept(self, body: Body) -> _Ready:
+        """Bring to the disk what could have been streamed."""
+        path = await self._place("made")
+        await save(body.chunks(), path)
+        length = (await asyncio.to_thread(path.stat)).st_size
+        return _Ready(path=path, media_type=body.media_type, length=length, facts=body.facts)
+
+    async def _place(self, name: str) -> Path:
+        if self._folder is None:
+            self._folder = await asyncio.to_thread(_folder_in, self._root)
+        return Path(self._folder.name) / name
 
     async def _prepared(self, source: Source) -> Body | None:
         """Return what can be sent while it comes; None: it is ready on the disk now."""
@@ -165,10 +188,8 @@ class Finishing:
         return None
 
     async def _made(self, source: Source, work: _Work) -> _Ready:
-        if self._folder is None:
-            self._folder = await asyncio.to_thread(_folder_in, self._root)
-        came, made = Path(self._folder.name) / "came", Path(self._folder.name) / "made"
-        await source.save(came)
+        came, made = await self._place("came"), await self._place("made")
+        await save(source.pieces(), came)
         self._doing = _WORKERS.submit(work.do, came, made)
         facts = await asyncio.wrap_future(self._doing)
         path = came if work.looks else made
@@ -185,6 +206,11 @@ def tidied(root: Path) -> None:
     """
     for left in root.glob("finish-*"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def _folder_in(root: Path) -> tempfile.TemporaryDirectory[str]:

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import JsonValue
 
 from gpu_server.media_types import HEAD, sniff
+from gpu_server.picture_parts import TooManyParts, count_parts
 from gpu_server.workflow.manifest import Manifest, PictureRule, Within
 
 MAX_PIXELS = 80_000_000
@@ -89,6 +90,7 @@ def _looked_at(file: IO[bytes]) -> Picture:
     if media_type not in _MEDIA_TYPES:
         raise UnfitPicture("wrong_kind", "must be a picture: PNG, JPEG, WebP or GIF")
     try:
+        count_parts(file, media_type)
         with Image.open(file, formats=_FORMATS) as opened:
             _check_header(opened)
             width, height = opened.size
@@ -102,6 +104,9 @@ def _looked_at(file: IO[bytes]) -> Picture:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels() from None
+    except TooManyParts:
+        message = "is put together of far too many parts: save it anew and send it again"
+        raise UnfitPicture("unreadable_image", message) from None
     except UnidentifiedImageError:
         raise UnfitPicture(
             "unreadable_image", "is no whole picture: its header is damaged"

@@ -12,6 +12,7 @@ import pytest
 from openapi_spec_validator import validate
 
 from gateway.examples import MUG
+from tests.support.library import file_fields
 from tests.support.stack import KEY, ROOT, Stack, wait_ready
 
 PICTURE = base64.b64decode(MUG.partition(",")[2])
@@ -65,7 +66,8 @@ def test_every_example_of_the_openapi_document_runs_as_it_stands(client: httpx.C
         for name, example in examples.items():
             sent: dict[str, Any] = {"json": example["value"]}
             if media_type == "multipart/form-data":
-                sent = {"data": example["value"], "files": {"image": PICTURE}}
+                files = dict.fromkeys(file_fields(document, content), PICTURE)
+                sent = {"data": example["value"], "files": files}
             answer = client.post(path, **sent)
             assert answer.status_code < 300, f"{path} {name}: {answer.text}"
             ran += 1

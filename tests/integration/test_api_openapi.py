@@ -13,7 +13,7 @@ from gateway.api import docs
 from gateway.api.problems import all_errors
 from gateway.job_codes import JOB_CODES
 from tests.support.gateway import Gateway, ScriptedBackend, gateway
-from tests.support.library import bytes_of
+from tests.support.library import bytes_of, file_fields
 
 ROOT = Path(__file__).parents[2]
 KIND = r'"(?:usage|transient|fatal)"'
@@ -106,7 +106,8 @@ async def test_the_examples_of_a_body_run_as_they_stand(
                     address = path.replace("{item_id}", ids.get(noun, ""))
                     sent = {"json": example["value"]}
                     if media_type == "multipart/form-data":
-                        sent = {"data": example["value"], "files": {"image": bytes_of("red")}}
+                        files = dict.fromkeys(file_fields(document, body), bytes_of("red"))
+                        sent = {"data": example["value"], "files": files}
                     answer = await served.http.request(method, address, **sent)
                     assert answer.status_code in {200, 201, 202}, (path, answer.text)
                     count += 1

@@ -49,7 +49,7 @@ async def test_health_tells_a_stranger_little_and_the_gateway_all(gpu: Gpu) -> N
     full = await gpu.http.get("/health")
     assert full.status_code == 200
     assert full.json()["status"] == "healthy"
-    assert full.json()["protocol"] == ["v1", "previews", "files", "check"]
+    assert full.json()["protocol"] == ["v1", "previews", "files", "check", "ours", "sized"]
     assert full.json()["engine"] == "simulator"
     assert full.json()["capacity"] == 2
     public = await gpu.http.get("/health", headers={"authorization": ""})

@@ -2,8 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,76 +11,12 @@ import pytest
 
 from gateway.db import Database
 from gateway.db.sweeps import SweepRows
-from gateway.jobs.files import RunFiles
-from gateway.jobs.sweep import Retention, Sweep
-from gateway.security.signing import SignedFileNames
-from gateway.storage.base import StorageError
-from gateway.storage.local import LocalStorage
+from gateway.jobs.sweep import Retention
 from gpu_server.protocol import Failure
-from tests.support.gateway import PNG, SMALL, Gateway, ScriptedBackend, gateway
+from tests.support.gateway import PNG, SMALL, ScriptedBackend, gateway
 from tests.support.library import bytes_of, form
 from tests.support.receiver import PATIENCE_S, receiver
-
-DAY = timedelta(days=1)
-HOUR = timedelta(hours=1)
-FOREVER = Retention(jobs=None, files=None)
-MONTH = Retention(jobs=30 * DAY, files=30 * DAY)
-
-
-@dataclass
-class Later:
-    """A clock that is ahead."""
-
-    by: timedelta = field(default_factory=timedelta)
-
-    def now(self) -> datetime:
-        return datetime.now(UTC) + self.by
-
-
-class Place:
-    """A gateway and a sweep over what it keeps."""
-
-    def __init__(self, served: Gateway) -> None:
-        self.served = served
-        self.http = served.http
-        self.db: Database = served.context.jobs._db
-        self.storage: LocalStorage = served.context.storage
-        self.clock = Later()
-
-    async def sweep(self, retention: Retention, later: timedelta, **options: Any) -> None:
-        self.clock.by = later
-        names = SignedFileNames(self.served.context.signer)
-        sweep = Sweep(
-            db=self.db,
-            storage=options.pop("storage", self.storage),
-            files=RunFiles(options.pop("files", self.storage), names, DAY),
-            retention=retention,
-            clock=self.clock,
-            pause_s=0,
-            at_once=2,
-            **options,
-        )
-        await sweep.once()
-
-    async def made(self, **changes: Any) -> dict[str, Any]:
-        answer = await self.http.post("/api/generate", json=SMALL | changes)
-        assert answer.status_code == 200, answer.text
-        return dict(answer.json())
-
-    async def status(self, path: str) -> int:
-        return (await self.http.get(path)).status_code
-
-    async def keys(self) -> set[str]:
-        return {file.key async for page in self.storage.pages() for file in page}
-
-    async def leave(self, key: str, data: bytes = PNG) -> str:
-        """Put a file there that no row knows."""
-
-        async def chunks() -> AsyncIterator[bytes]:
-            yield data
-
-        await self.storage.write(key, "image/png", chunks())
-        return key
+from tests.support.sweeping import DAY, FOREVER, HOUR, MONTH, Broken, Place
 
 
 @pytest.fixture
@@ -258,13 +193,6 @@ async def test_what_came_with_a_call_stays_until_its_job_has_ended(tmp_path: Pat
         await place.sweep(FOREVER, 2 * HOUR)
         assert key not in await place.keys()
         assert len(await place.keys()) == 1
-
-
-class Broken(LocalStorage):
-    """Deletes nothing."""
-
-    async def delete(self, key: str) -> None:
-        raise StorageError(f"{key} stays")
 
 
 async def test_a_sweep_that_breaks_off_between_row_and_file_is_made_good(place: Place) -> None:

@@ -5,6 +5,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.storage.base import ListedFile, StorageError, StoredFile
@@ -60,6 +61,10 @@ class Store:
 class SimulatedStorage:
     """What the gateway sees of it: the Storage protocol."""
 
+    is_remote = True
+    wants_length = True
+    wants_md5 = True
+
     def __init__(self, world: "World", store: Store) -> None:
         self._world = world
         self._store = store
@@ -70,7 +75,12 @@ class SimulatedStorage:
     def slot(self, key: str, lifetime: timedelta) -> str:
         return f"slot://{key}?{self._world.clock.seconds() + lifetime.total_seconds()}"
 
-    def link(self, key: str, lifetime: timedelta) -> str:
+    def path(self, key: str) -> Path | None:
+        del key
+        return None
+
+    def link(self, key: str, lifetime: timedelta, *, disposition: str | None = None) -> str:
+        del disposition
         return f"link://{key}?{self._world.clock.seconds() + lifetime.total_seconds()}"
 
     async def stat(self, key: str) -> StoredFile | None:

@@ -10,11 +10,11 @@ import uvicorn
 
 
 @asynccontextmanager
-async def serving(app: Any, *, port: int = 0) -> AsyncIterator[str]:
+async def serving(app: Any, *, port: int = 0, host: str = "127.0.0.1") -> AsyncIterator[str]:
     """The address of the app while it is served."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", port))
+    listener.bind((host, port))
     config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -22,7 +22,7 @@ async def serving(app: Any, *, port: int = 0) -> AsyncIterator[str]:
         assert not task.done(), "the server ended before it had begun"
         await asyncio.sleep(0.005)
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"http://{host}:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         await task

@@ -1,11 +1,13 @@
 """Files that callers have, and a check of calls that name some."""
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import pytest
 from pydantic import Field
 
+from gateway.db.uploads import Upload
 from gateway.errors import InvalidParameters
 from gateway.inputs import Inline, Inputs
 from gateway.job import Artifact, Source
@@ -45,6 +47,39 @@ class Files:
             media_type=media_type,
             bytes=5,
             sha256="a" * 64,
+        )
+        self.owned[caller, filename] = made
+        return made
+
+
+@dataclass
+class Uploaded:
+    """What callers have uploaded."""
+
+    owned: dict[tuple[str, str], Upload] = field(default_factory=dict)
+
+    async def file_of(self, caller: str, filename: str) -> Upload | None:
+        return self.owned.get((caller, filename))
+
+    def add(self, filename: str, caller: str = "alice", **columns: Any) -> Upload:
+        made = Upload(
+            **{
+                "id": "01HZ0000000000000000000000",
+                "caller": caller,
+                "kind": "media",
+                "status": "ready",
+                "name": None,
+                "key": f"uploads/2026/03/09/{JOB}/{filename}",
+                "filename": filename,
+                "media_type": "image/png",
+                "bytes": 5,
+                "sha256": "a" * 64,
+                "width": 4,
+                "height": 3,
+                "created_at": datetime(2026, 3, 9, tzinfo=UTC),
+                "expires_at": None,
+                **columns,
+            }
         )
         self.owned[caller, filename] = made
         return made

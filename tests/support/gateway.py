@@ -22,7 +22,8 @@ from gateway.main import create_app
 from gateway.operations import RESCALE
 from gateway.runtime import build
 from gateway.settings import Settings
-from gateway.storage.local import SLOTS_PATH, LocalStorage
+from gateway.storage.base import Storage
+from gateway.storage.local import SLOTS_PATH
 from gpu_server.protocol import Failure, Health, Missing, OutputFile
 
 KEY = "the-key-of-this-test"
@@ -66,7 +67,7 @@ class ScriptedBackend:
     fails: Failure | None = None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     """A run ends once this is set; it is from the start."""
-    storage: LocalStorage | None = None
+    storage: Storage | None = None
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a run was started."""
     orders: list[Order] = field(default_factory=list[Order])
@@ -95,7 +96,8 @@ class ScriptedBackend:
         assert self.storage is not None
         outputs: list[OutputFile] = []
         for slot in order.slots:
-            key = urlsplit(slot.url).path.removeprefix(SLOTS_PATH)
+            path = urlsplit(slot.url).path
+            key = self.storage.key_of(slot.url) or path.removeprefix(SLOTS_PATH)
             await self.storage.write(key, "image/png", _chunks())
             digest = hashlib.sha256(PNG).hexdigest()
             outputs.append(

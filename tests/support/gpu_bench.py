@@ -56,6 +56,7 @@ class Comfy:
         self.views = 0
         self.away_for = 0
         """So many views find ComfyUI away."""
+        self.tells_length = True
         self._viewed = asyncio.Event()
 
     def on_connect(self, callback: Callable[[], Awaitable[None] | None]) -> None:
@@ -86,7 +87,8 @@ class Comfy:
         self._viewed.set()
         if self.views <= self.away_for:
             raise ComfyUnavailable
-        yield httpx.Response(200, content=streamed(), headers={"content-length": str(len(PNG))})
+        headers = {"content-length": str(len(PNG))} if self.tells_length else {}
+        yield httpx.Response(200, content=streamed(), headers=headers)
 
 
 class Bench:
@@ -114,7 +116,9 @@ class Bench:
             capacity=2,
         )
 
-    def start(self, slots: Slots | None = None, count: int = 1, timeout_s: float = 600) -> Run:
+    def start(
+        self, slots: Slots | None = None, count: int = 1, timeout_s: float = 600, **more: Any
+    ) -> Run:
         workflow = bundled()["checkpoint"]
         run_id = str(uuid.uuid4())
         request = RunRequest.model_validate(
@@ -123,6 +127,7 @@ class Bench:
                 "params": {"prompt": "x", "checkpoint": "sd15.safetensors"},
                 "timeout_s": timeout_s,
                 "outputs": slots.slots("a", count) if slots else [],
+                **more,
             }
         )
         return self.runs.accept(run_id, request, workflow)

@@ -18,6 +18,16 @@ def bytes_of(colour: str, kind: str = "PNG", side: int = 32) -> bytes:
     return file.getvalue()
 
 
+def file_fields(document: dict[str, Any], content: dict[str, Any]) -> list[str]:
+    """Fields of a form that are files, as the OpenAPI document describes it."""
+    schema = document["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
+    return [
+        name
+        for name, field in schema["properties"].items()
+        if "binary" in {part.get("format") for part in (field, *field.get("anyOf", ()))}
+    ]
+
+
 async def form(
     served: Gateway,
     method: str,

@@ -24,6 +24,8 @@ class Taken:
     sha256: str
     content: bytes
     """Its first megabytes."""
+    md5: str | None = None
+    """`Content-MD5`, as it came."""
 
     @property
     def head(self) -> bytes:
@@ -40,15 +42,19 @@ class Slots:
     puts: int = 0
     answers: list[int] = field(default_factory=list[int])
     """Statuses for the next PUTs, before 201 again."""
+    said: bytes = b""
+    """What a refusal says."""
+    options: dict[str, bool] = field(default_factory=dict[str, bool])
+    """`sized` and `content_md5` of every slot."""
     gate: asyncio.Event | None = None
     """While it is not set, no request is answered."""
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     """Some request has arrived."""
 
-    def slots(self, run_id: str, count: int = 1, output: str = "images") -> list[dict[str, str]]:
+    def slots(self, run_id: str, count: int = 1, output: str = "images") -> list[dict[str, Any]]:
         """Slots for one run, as the wire wants them."""
         return [
-            {"name": f"{output}/{n}", "url": f"{self.url}/{run_id}/{output}/{n}"}
+            {"name": f"{output}/{n}", "url": f"{self.url}/{run_id}/{output}/{n}", **self.options}
             for n in range(count)
         ]
 
@@ -59,6 +65,7 @@ class Slots:
         body, status = b"", 404
         if scope["method"] == "PUT":
             status = await self._take(scope, receive)
+            body = b"" if status == 201 else self.said
         elif scope["path"] in self.files:
             body, status = self.files[scope["path"]], 200
         await send({"type": "http.response.start", "status": status, "headers": []})
@@ -85,6 +92,7 @@ class Slots:
             count=count,
             sha256=digest.hexdigest(),
             content=bytes(content),
+            md5=headers.get("content-md5"),
         )
         return 201
 

@@ -6,7 +6,8 @@ from gateway.clock import SystemClock
 from gateway.inputs import Inputs
 from gateway.security.signing import SignedFileNames, Signer
 from gateway.storage.local import LocalStorage
-from tests.support.caller_files import PUBLIC, Files, NoPictures
+from gpu_server.addresses import FetchRules
+from tests.support.caller_files import PUBLIC, Files, NoPictures, Uploaded
 
 
 @pytest.fixture
@@ -15,14 +16,21 @@ def files() -> Files:
 
 
 @pytest.fixture
+def uploads() -> Uploaded:
+    return Uploaded()
+
+
+@pytest.fixture
 def storage(tmp_path: Path) -> LocalStorage:
     return LocalStorage(tmp_path, Signer(bytes(32)), "http://127.0.0.1:8000")
 
 
 @pytest.fixture
-def inputs(files: Files, storage: LocalStorage) -> Inputs:
+def inputs(files: Files, uploads: Uploaded, storage: LocalStorage) -> Inputs:
     return Inputs(
         files=files,
+        uploads=uploads,
+        rules=FetchRules(),
         storage=storage,
         pictures=NoPictures(),
         names=SignedFileNames(Signer(bytes(32))),

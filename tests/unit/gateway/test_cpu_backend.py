@@ -1,6 +1,7 @@
 """The cpu backend: real mesh processes, files over HTTP, and what is left when it is stopped."""
 
 import asyncio
+import base64
 import hashlib
 import os
 from collections.abc import AsyncGenerator
@@ -48,7 +49,7 @@ class Bench:
     def order(self, run_id: str = "run", **changes: Any) -> Order:
         operation, at = changes.pop("operation", RESCALE), changes.pop("at", self.slots.url)
         url = changes.pop("url", f"{at}/in.glb")
-        sha256 = changes.pop("sha256", None)
+        sha256, ours = changes.pop("sha256", None), changes.pop("ours", True)
         source = Source(url=url, media_type="model/gltf-binary", slot=changes.pop("slot", None))
         call = Call(
             workflow=operation,
@@ -59,11 +60,11 @@ class Bench:
             inputs={"model_url": (source,)},
             **changes,
         )
-        file = InputFile(url=url, media_type=source.media_type, sha256=sha256)
+        file = InputFile(url=url, media_type=source.media_type, sha256=sha256, ours=ours)
         return Order(
             run_id=run_id,
             call=call,
-            slots=(Slot(name="models/0", url=f"{at}/{run_id}"),),
+            slots=(Slot(name="models/0", url=f"{at}/{run_id}", **self.slots.options),),
             inputs={"model_url": (file,)},
         )
 
@@ -72,7 +73,7 @@ class Bench:
         events = [event async for event in self.backend.follow(order.run_id, reference)]
         *before, last = events
         # more would count a clean stop as a death
-        assert before == [Progressed(fraction=0)]
+        assert before == [Progressed(fraction=0), Progressed(fraction=0, waits_for="storage")]
         assert isinstance(last, Produced)
         return last
 
@@ -191,6 +192,25 @@ async def test_a_slot_that_is_away_for_a_moment_is_tried_again(tmp_path: Path) -
         assert at.slots.puts == 3
 
 
+async def test_a_bucket_is_told_length_and_md5_and_may_refuse_for_a_while(tmp_path: Path) -> None:
+    async with bench(tmp_path) as at:
+        at.slots.options = {"sized": True, "content_md5": True}
+        at.slots.answers = [403, 404, 400, 507]
+        produced = await at.carried_out(at.order())
+        (file,), taken = produced.outputs, at.slots.taken["/run"]
+        digest = hashlib.md5(taken.content, usedforsecurity=False)
+        assert (file.md5, taken.length) == (digest.hexdigest(), str(file.bytes))
+        assert taken.md5 == base64.b64encode(digest.digest()).decode()
+        assert at.slots.puts == 5
+
+
+async def test_a_mesh_that_is_too_large_for_storage_is_not_made_again(tmp_path: Path) -> None:
+    async with bench(tmp_path) as at:
+        at.slots.answers = [413]
+        failure = (await at.failed(at.order())).failure
+        assert (failure.kind, failure.code) == ("fatal", "output_too_large")
+
+
 async def test_a_slot_that_refuses_fails_the_attempt(tmp_path: Path) -> None:
     async with bench(tmp_path) as at:
         at.slots.answers = [403]
@@ -236,9 +256,11 @@ async def test_a_file_larger_than_is_fetched_is_too_large(tmp_path: Path) -> Non
 
 async def test_a_foreign_address_is_guarded_and_named_by_its_parameter(tmp_path: Path) -> None:
     async with bench(tmp_path) as at:
-        failure = (await at.failed(at.order(url="http://10.0.0.1/x.glb"))).failure
-        assert (failure.kind, failure.code) == ("usage", "url_refused")
-        assert failure.message.startswith("model_url: ")
+        # the last would be one of ours, had the gateway made it
+        for url in ("http://10.0.0.1/x.glb", f"{at.slots.url}/in.glb"):
+            failure = (await at.failed(at.order(url=url, ours=False))).failure
+            assert (failure.kind, failure.code) == ("usage", "url_refused")
+            assert failure.message.startswith("model_url: ")
 
 
 async def test_a_file_that_is_not_what_was_announced_is_tried_again(tmp_path: Path) -> None:

@@ -359,3 +359,22 @@ async def test_the_documentation_shows_reads_once_each_and_no_slots(site: Site) 
     assert {"200", "206", "304", "401", "403", "404", "416"} <= set(read["responses"])
     ids = [path["get"]["operationId"] for path in document["paths"].values()]
     assert len(set(ids)) == 2
+
+
+@pytest.mark.parametrize(
+    ("download", "said"),
+    [
+        ("1", 'attachment; filename="a.png"'),
+        ("", 'attachment; filename="a.png"'),
+        ("my mug", 'attachment; filename="my mug.png"'),
+        ('"\r\nX-Evil: 1', 'attachment; filename="_X-Evil_ 1.png"'),
+        ("x" * 10_000, f'attachment; filename="{"x" * 150}.png"'),
+    ],
+)
+async def test_a_file_is_offered_for_saving_under_any_name(
+    site: Site, download: str, said: str
+) -> None:
+    response = await site.http.get("/api/images/a.png", headers=KEY, params={"download": download})
+    assert response.status_code == 200
+    assert response.headers["content-disposition"] == said
+    assert "x-evil" not in response.headers

@@ -11,7 +11,7 @@ from gateway.errors import InvalidParameters
 from gateway.inputs import Inputs
 from gateway.job import Source
 from gpu_server.protocol import InputFile
-from tests.support.caller_files import JOB, PUBLIC, Files, Params, only, refused
+from tests.support.caller_files import JOB, PUBLIC, Files, Params, Uploaded, only, refused
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,48 @@ async def test_what_is_no_file_of_this_caller_is_refused_alike(
     files.add("mug.png")
     files.add("bob.png", caller="bob")
     assert await refused(inputs, image_url=address) == [("image_url", "unknown_file")]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/api/uploads/mug.png",
+        "/api/uploads/mug.png?expires=1&signature=x",
+        f"{PUBLIC}/api/uploads/mug.png",
+        "http://localhost:8000/api/uploads/mug.png?expires=1",
+        f"local://files/uploads/2026/03/09/{JOB}/mug.png",
+        f"LOCAL://files/uploads/2026/03/09/{JOB}/mug.png",
+    ],
+)
+async def test_an_upload_is_known_by_every_address_it_was_given_out_under(
+    inputs: Inputs, uploads: Uploaded, address: str
+) -> None:
+    made = uploads.add("mug.png")
+    assert await only(inputs, image_url=address) == Source(
+        key=made.key, media_type="image/png", sha256=made.sha256, bytes=5, size=(4, 3)
+    )
+
+
+async def test_an_upload_is_its_callers_of_its_kind_and_for_its_time(
+    inputs: Inputs, uploads: Uploaded
+) -> None:
+    uploads.add("bob.png", caller="bob")
+    uploads.add("film.mp4", media_type="video/mp4")
+    uploads.add("old.png", expires_at=datetime(2026, 3, 10, tzinfo=UTC))
+    uploads.add("mug.png")
+    for name, code in (
+        ("bob.png", "unknown_file"),
+        ("none.png", "unknown_file"),
+        ("", "unknown_file"),
+        ("film.mp4", "wrong_kind"),
+        ("old.png", "file_removed"),
+        ("mug.png/x", "unknown_file"),
+    ):
+        assert await refused(inputs, image_url=f"/api/uploads/{name}") == [("image_url", code)]
+    # under another key than its own, and under the route of results
+    other = f"local://files/uploads/2026/03/08/{JOB}/mug.png"
+    for address in (other, "/api/images/mug.png"):
+        assert await refused(inputs, image_url=address) == [("image_url", "unknown_file")]
 
 
 async def test_a_file_that_was_removed_is_refused(inputs: Inputs, files: Files) -> None:
@@ -125,6 +167,7 @@ async def test_a_foreign_address_is_kept_as_it_is(
         "http://169.254.169.254/latest/meta-data",
         "http://localhost/a.png",
         "http://user:password@example.com/a.png",
+        "http://example.com:8080/a.png",
         "http://example.com:99999/a.png",
         "https://[/a.png",
         "http://xn--/a.png",

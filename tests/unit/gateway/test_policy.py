@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import JsonValue, ValidationError
 
+from gateway.agreement import Misconfigured
 from gateway.errors import PolicyViolation
-from gateway.runtime import Misconfigured, build
+from gateway.runtime import build
 from gateway.security.policy import (
     Bounds,
     Policy,

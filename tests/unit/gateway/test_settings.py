@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from gateway.agreement import Misconfigured, slots_address
 from gateway.backends.sidecar import name_of
-from gateway.runtime import Misconfigured, build, slots_address
+from gateway.runtime import build
 from gateway.settings import Settings
 
 

@@ -40,13 +40,19 @@ async def test_a_run_is_given_an_address_for_each_file_it_reads(world: World) ->
     assert world.gpu.orders[done.id].inputs == {
         "image_url": (
             InputFile(
-                url="memory://generated/mug.png?1", media_type="image/png", sha256=OWN.sha256
+                url="memory://generated/mug.png?1",
+                media_type="image/png",
+                sha256=OWN.sha256,
+                ours=True,
             ),
         ),
         "faces": (
-            InputFile(url="https://example.com/a.png?x=1", media_type="image/jpeg"),
+            InputFile(url="https://example.com/a.png?x=1", media_type="image/jpeg", ours=False),
             InputFile(
-                url="memory://inputs/face.png?2", media_type="image/png", sha256=BROUGHT.sha256
+                url="memory://inputs/face.png?2",
+                media_type="image/png",
+                sha256=BROUGHT.sha256,
+                ours=True,
             ),
         ),
     }

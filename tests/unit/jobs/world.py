@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 from gateway.backends.base import (
@@ -50,6 +51,10 @@ Step = Exception | Progressed | Produced | asyncio.Event | Callable[[], Any]
 class MemoryStorage:
     """Files by key."""
 
+    is_remote = False
+    wants_length = False
+    wants_md5 = False
+
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.away = 0
@@ -63,7 +68,12 @@ class MemoryStorage:
         assert lifetime > timedelta(0)
         return key
 
-    def link(self, key: str, lifetime: timedelta) -> str:
+    def path(self, key: str) -> Path | None:
+        del key
+        return None
+
+    def link(self, key: str, lifetime: timedelta, *, disposition: str | None = None) -> str:
+        del disposition
         assert lifetime > timedelta(0)
         self.links += 1
         return f"memory://{key}?{self.links}"
@@ -77,7 +87,13 @@ class MemoryStorage:
             return None
         sha256 = hashlib.sha256(data).hexdigest()
         return StoredFile(
-            key=key, bytes=len(data), sha256=sha256, etag=sha256, media_type="image/png"
+            key=key,
+            bytes=len(data),
+            # as a bucket, one that says MD5 knows no SHA-256
+            sha256=None if self.wants_md5 else sha256,
+            etag=sha256,
+            media_type="image/png",
+            md5=md5_of(data) if self.wants_md5 else None,
         )
 
     async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
@@ -197,12 +213,17 @@ async def _play(step: Step) -> None:
             await done
 
 
+def md5_of(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
 def sent(slot: str, data: bytes = DATA) -> OutputFile:
     return OutputFile(
         slot=slot,
         media_type="image/png",
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
+        md5=md5_of(data),
         width=8,
         height=8,
     )

@@ -1,0 +1,183 @@
+"""Jobs of RunPod, carried out by the same runs as the GPU service's."""
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, cast
+
+from pydantic import JsonValue
+
+from gpu_server.comfy import RunFailed
+from gpu_server.protocol import Failure, RunStatus
+from gpu_server.run import Run
+from gpu_server.runs import AtCapacity
+from gpu_server.serverless.bucket import Bucket
+from gpu_server.serverless.calls import Call, is_plain, read_plain, read_request
+from gpu_server.serverless.failing import SICK, CallFailed, told_to_gateway, told_to_people
+from gpu_server.serverless.progress import Settled, Tell, report
+from gpu_server.serverless.resident import Resident, reached
+from gpu_server.serverless.results import Result, checked, in_bucket, inside, of_request
+from gpu_server.serverless.settings import WorkerSettings
+from gpu_server.serverless.tools import Endpoint
+from gpu_server.service import Service
+from gpu_server.workflow import Workflow
+
+_log = logging.getLogger(__name__)
+
+Job = Mapping[str, Any]
+_AWAY_S = 60
+"""How long a job waits for a ComfyUI that is away."""
+_STOP_S = 30
+"""How long a cancelled job waits for ComfyUI to have stopped."""
+
+
+class Worker:
+    """Carries out jobs; `handle` is what RunPod's SDK calls, several at a time if it is set so."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        *,
+        teller: Callable[[Job], Tell],
+        settled: Settled,
+    ) -> None:
+        """`teller` makes what sends a job's progress updates."""
+        self._settings = settings
+        self._teller = teller
+        self._settled = settled
+        self._resident = Resident(settings)
+        self._bucket = Bucket.of(settings)
+        self._sick = False
+        """A run did not stop when it should: the next one would wait behind it."""
+
+    async def handle(self, job: Job) -> dict[str, JsonValue]:
+        """Carry out one job; failures are returned, only a cancelled task raises."""
+        raw: object = job.get("input")
+        plain = is_plain(raw)
+        try:
+            async with self._resident.service() as service:
+                return await self._answer(service, job, raw)
+        except (CallFailed, RunFailed) as error:
+            failure = error.failure
+        except Exception:  # noqa: BLE001 - the outermost ring: a job is always answered
+            # its text may hold paths and addresses
+            _log.exception("job %s failed", job.get("id"))
+            failure = Failure(kind="fatal", code="internal_error", message="the worker failed")
+        told = told_to_people(failure) if plain else told_to_gateway(failure)
+        if self._sick or failure.code in SICK:
+            _log.error("the worker gives itself up: %s", failure.code)
+            told["refresh_worker"] = True
+        return told
+
+    async def _answer(self, service: Service, job: Job, raw: object) -> Result:
+        # what is wrong with a call is told without ComfyUI, too
+        call = None if is_plain(raw) else read_request(cast("Result", raw), service.catalogue)
+        await reached(service.comfy, _AWAY_S)
+        if call is None:
+            call = await read_plain(raw, await self._endpoint(service), self._bucket)
+        run = await self._begun(service, call)
+        try:
+            status = await self._followed(run, job)
+            result = await self._result(service, call, run, status)
+        except asyncio.CancelledError:
+            # RunPod thinks that it is over, and may hand out the next job at once.
+            await _whatever_happens(self._stop(service, run))
+            raise
+        finally:
+            await _whatever_happens(_dropped(service, run))
+        return checked(result, self._settings.result_bytes)
+
+    async def _endpoint(self, service: Service) -> Endpoint:
+        statuses = (await service.catalogue.report()).workflows
+        ready = {status.name for status in statuses if status.readiness == "ready"}
+
+        def is_ready(workflow: Workflow) -> bool:
+            return workflow.name in ready
+
+        known = service.catalogue.workflows
+        return Endpoint(workflows=known, settings=self._settings, ready=is_ready)
+
+    async def _begun(self, service: Service, call: Call) -> Run:
+        known = service.runs.get(call.run_id)
+        if isinstance(known, Run) and not known.over:
+            # RunPod lost sight of this worker and handed the job out again, to the same one
+            await service.runs.renew(known, call.request.outputs)
+            return known
+        deliver = not call.plain or self._bucket is not None
+        try:
+            return service.runs.accept(call.run_id, call.request, call.workflow, deliver=deliver)
+        except AtCapacity:
+            message = "ComfyUI has as many runs as it shall have (MAX_CONCURRENT_TASKS)"
+            raise CallFailed("transient", "at_capacity", message) from None
+
+    async def _followed(self, run: Run, job: Job) -> RunStatus:
+        """Return how the run ended, its progress told meanwhile."""
+        every_s = self._settings.runpod_progress_s
+        telling = asyncio.create_task(report(run, self._teller(job), self._settled, every_s))
+        try:
+            status = await run.wait()
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+        # an update that arrived after the result would take its place
+        await self._settled()
+        return status
+
+    async def _result(self, service: Service, call: Call, run: Run, status: RunStatus) -> Result:
+        if status.state != "completed":
+            # of the ways to end, a cancelled task comes by another way
+            raise CallFailed(*_why(status))
+        if not call.plain:
+            return of_request(status)
+        if self._bucket is not None:
+            link_s = self._settings.storage_link_hours * 3600
+            return await in_bucket(call, status, self._bucket, link_s)
+        folder = service.settings.finishing_path
+        most = self._settings.result_bytes
+        return await inside(call, run, service.comfy, folder=folder, most_bytes=most)
+
+    async def _stop(self, service: Service, run: Run) -> None:
+        service.runs.cancel(run)
+        try:
+            async with asyncio.timeout(_STOP_S):
+                if run.task is not None:
+                    await asyncio.wait([run.task])
+                if not run.over:
+                    # the loop is ending, and has cancelled the run's task with all others
+                    await service.comfy.interrupt(run.run_id)
+        except TimeoutError:
+            _log.error("run %s did not stop", run.run_id)
+            self._sick = True
+
+
+def _why(status: RunStatus) -> tuple[Any, str, str]:
+    failure = status.failure
+    if failure is None:
+        return "transient", "interrupted", "the run was cancelled"
+    return failure.kind, failure.code, failure.message
+
+
+async def _dropped(service: Service, run: Run) -> None:
+    """Leave nothing of a run, here and in ComfyUI; one that does not stop is left to it."""
+    if not run.over:
+        service.runs.drop_soon(run)
+        return
+    try:
+        await service.runs.drop(run)
+    except sqlite3.Error:
+        _log.exception("run %s could not be forgotten", run.run_id)
+
+
+async def _whatever_happens(work: Coroutine[Any, Any, None]) -> None:
+    """Do work that must be done, though its task is cancelled meanwhile, which is raised after."""
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    task.result()
+    if cancelled:
+        raise asyncio.CancelledError
