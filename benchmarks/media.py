@@ -255,7 +255,7 @@ class Row:
 
     def __str__(self) -> str:
         """As a line of the table."""
-        worker = f"{self.grown.worker:.0f} (+{self.growths['worker']:.0f})"
+        worker = f"{self.grown.worker:.0f} ({round(self.growths['worker']):+d})"
         store = self._shown("store") if "store" in self.grown.peak else "-"
         return (
             f"| {self.store}, {self.way} | {self.seconds:.1f} "
@@ -267,7 +267,7 @@ class Row:
         )
 
     def _shown(self, name: str) -> str:
-        return f"{self.grown.peak[name]:.0f} (+{self.grown.growth(name):.0f})"
+        return f"{self.grown.peak[name]:.0f} ({round(self.grown.growth(name)):+d})"
 
 
 def measure(site: Site, name: str, small: Film, film: Film, folder: Path) -> Iterator[Row]:
@@ -368,7 +368,7 @@ def main() -> None:
         machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()}"
         args.write.write_text(
             f"# Media\n\nMade by `python -m benchmarks.media --megabytes {args.megabytes} --write "
-            f"{args.write}` on {machine}.\n\n{(__doc__ or '').split('    python')[0]}\n{LEGEND}\n\n"
+            f"{args.write}` on {machine}.\n\n{(__doc__ or '').split('    python')[0]}{LEGEND}\n\n"
             + "\n".join(lines)
             + "\n"
         )

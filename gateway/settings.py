@@ -307,7 +307,8 @@ class Settings(FilesSettings):
         """Folders this installation writes to on local disks."""
         sqlite = self.database.partition(":///")
         database = (Path(sqlite[2]).parent,) if sqlite[0] == "sqlite+aiosqlite" else ()
-        return (*((self.files,) if self.files else ()), *database)
+        # in `data` uploads and thumbnails are under work, wherever files end up
+        return (*((self.files,) if self.files else ()), self.data, *database)
 
     @property
     def workflows(self) -> Path:

@@ -182,11 +182,12 @@ class Uploader:
     async def _fetched(
         self, reading: "_Reading", max_bytes: int, within_s: float
     ) -> AsyncGenerator[AsyncIterator[bytes]]:
-        """Fetch a file unless it is here; its bytes are compared with its hash either way."""
+        """Fetch a file; its bytes are compared with its hash.
+
+        Of one that is in the cache only the beginning of the answer is waited for: that it is
+        still to be had, as its owner may have deleted it.
+        """
         upload = reading.upload
-        if reading.known is not None:
-            yield reading.verified(_pieces(reading.known))
-            return
         opened = self._fetcher.open(
             upload.file.url,
             max_bytes=max_bytes,
@@ -195,8 +196,13 @@ class Uploader:
         )
         try:
             async with opened as download:
-                yield reading.verified(download.chunks)
+                if reading.known is None:
+                    yield reading.verified(download.chunks)
+            if reading.known is not None:
+                yield reading.verified(_pieces(reading.known))
         except FetchError as error:
+            if error.code == "file_not_found":
+                await reading.drop()
             kind = "transient" if error.retryable else "usage"
             raise RunFailed(kind, error.code, f"{upload.param}: {error.message}") from None
 
@@ -243,6 +249,12 @@ class _Reading:
         if self._cache is not None and self._incoming is not None:
             await self._cache.keep(self._incoming, self._digest.hexdigest())
 
+    async def drop(self) -> None:
+        """Keep it no longer, if it was in the cache."""
+        sha256 = self.upload.file.sha256
+        if self._cache is not None and self.known is not None and sha256 is not None:
+            await self._cache.drop(sha256)
+
     async def verified(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """Pass the bytes on; raises RunFailed at their end when they are not what was announced."""
         param, sha256, first, size = self.upload.param, self.upload.file.sha256, True, 0
@@ -263,9 +275,8 @@ class _Reading:
             raise RunFailed("usage", "damaged_file", f"{param}: {damage}")
         if sha256 is None or self._digest.hexdigest() == sha256:
             return
-        if self._cache is not None and self.known is not None:
-            # the disk has changed it: the next attempt fetches
-            await self._cache.drop(sha256)
+        # where the disk has changed it the next attempt fetches
+        await self.drop()
         # Raised before the form is closed: ComfyUI drops the unfinished upload.
         raise RunFailed(
             "transient", "input_changed", f"{param}: the file is not what was announced"

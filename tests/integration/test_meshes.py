@@ -7,6 +7,7 @@ test wants.
 import base64
 import signal
 import sqlite3
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -192,7 +193,7 @@ def test_a_bad_mesh_is_a_422_with_the_code_of_what_is_wrong(stack: Stack) -> Non
     with stack.client() as client:
         for data, code in (
             (flat.bytes(), "mesh_flat"),
-            (b"glTF no more", "mesh_invalid"),
+            (struct.pack("<4sII8s", b"glTF", 2, 20, b"no more!"), "mesh_invalid"),
             (bomb.bytes(), "mesh_too_large"),
         ):
             answer = client.post("/api/model3d/rescale", json={"model_url": uri(data), **height})

@@ -18,7 +18,7 @@ from tests.support.stack import Stack, running, wait_ready
 
 pytestmark = pytest.mark.timeout(240)
 
-PATIENCE_S = 60
+PATIENCE_S = 100
 DEADLINE_S = 25
 """Long enough to execute on a busy machine, and to wait for."""
 BODY = {

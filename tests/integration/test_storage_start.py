@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ def server(tmp_path: Path) -> Iterator[S3Server]:
         yield running
 
 
-def settings_for(server: S3Server, **changed: str) -> dict[str, str]:
+def settings_for(server: S3Server, **changed: str) -> dict[str, Any]:
     values = {"PROJECT_NAME": "studio", **server.env(), **changed}
     return {name.lower(): value for name, value in values.items()}
 

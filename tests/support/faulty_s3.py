@@ -16,7 +16,7 @@ from typing import Literal
 from tests.support.s3 import S3Server
 from tests.support.stack import free_port
 
-PATIENCE_S = 60
+PATIENCE_S = 100
 _DRIP = 4_000
 _DRIP_EVERY_S = 0.05
 _CHUNK = 64 * 1024

@@ -1,6 +1,6 @@
 """Every storage there is, each with a real place to write to."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +67,7 @@ def bucket_at(server: S3Server, *, secret: str | None = None, name: str | None =
 
 
 @asynccontextmanager
-async def local(root: Path) -> AsyncIterator[Storage]:
+async def local(root: Path) -> AsyncGenerator[Storage]:
     signer = Signer(bytes(32))
     app = FastAPI()
     install(app)
@@ -80,7 +80,7 @@ async def local(root: Path) -> AsyncIterator[Storage]:
 
 
 @asynccontextmanager
-async def remote(server: S3Server) -> AsyncIterator[Storage]:
+async def remote(server: S3Server) -> AsyncGenerator[Storage]:
     storage = S3Storage(bucket_at(server), project=PROJECT)
     async with storage.running():
         yield storage

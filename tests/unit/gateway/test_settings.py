@@ -90,7 +90,9 @@ def test_secrets_do_not_show_when_settings_are_printed(monkeypatch: pytest.Monke
         ("GPU_SERVICE_URL", ","),
         ("GPU_SERVICE_URL", "http://x:port"),
         ("PUBLIC_URL", "gateway"),
-        ("STORAGE_URL", "s3://bucket"),
+        ("STORAGE_URL", "s3://bucket/folder"),
+        ("STORAGE_URL", "s3://Bucket"),
+        ("STORAGE_URL", "ftp://bucket"),
     ],
 )
 def test_a_wrong_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

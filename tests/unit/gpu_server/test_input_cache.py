@@ -222,19 +222,14 @@ class Bench:
         self._uploader = uploader
         self._slots = slots
         self.comfy = comfy
-        self.asked = 0
 
-    async def read(self, data: bytes, sha256: str | None, kind: str = "image") -> bytes:
-        """Have a run read a file; whether it was fetched is in `asked`."""
-        self._slots.files = {"/file": data}
-        self._slots.asked.clear()
+    async def read(self, data: bytes | None, sha256: str | None, kind: str = "image") -> bytes:
+        """Have a run read a file, which may not be there; returns what ComfyUI got."""
+        self._slots.files = {} if data is None else {"/file": data}
         workflow, named = reading(kind)
         file = InputFile(url=f"{self._slots.url}/file", media_type="x/y", sha256=sha256, ours=True)
         request = RunRequest.model_validate({**named, "inputs": {"file": [file]}})
-        try:
-            await self._uploader.upload("run", request, workflow, trusted=())
-        finally:
-            self.asked += self._slots.asked.is_set()
+        await self._uploader.upload("run", request, workflow, trusted=())
         return self.comfy.got[-1]
 
 
@@ -251,9 +246,20 @@ async def test_a_run_fetches_nothing_that_another_one_has_read(bench: Bench) -> 
     for data, kind in ((red, "image"), (film, "video")):
         # known by its content, wherever it came from
         assert await bench.read(data, None, kind) == data
-        before = bench.asked
-        assert await bench.read(b"never asked for", sha256_of(data), kind) == data
-        assert bench.asked == before
+        # asked for, as it may have been deleted, and not taken
+        assert await bench.read(b"never taken", sha256_of(data), kind) == data
+
+
+async def test_a_file_that_was_deleted_is_gone_from_the_cache_too(
+    bench: Bench, tmp_path: Path
+) -> None:
+    red = picture("red")
+    await bench.read(red, sha256_of(red))
+    assert len(lying_in(tmp_path)) == 1
+    with pytest.raises(RunFailed) as failed:
+        await bench.read(None, sha256_of(red))
+    assert failed.value.failure.code == "file_not_found"
+    assert lying_in(tmp_path) == set()
 
 
 async def test_a_run_never_gets_another_file_than_was_announced(
@@ -262,7 +268,6 @@ async def test_a_run_never_gets_another_file_than_was_announced(
     red, blue = picture("red"), picture("blue")
     await bench.read(red, sha256_of(red))
     assert await bench.read(blue, sha256_of(blue)) == blue
-    assert bench.asked == 2
     # of the same length: only its content tells
     other = bytearray(red)
     other[-1] ^= 1
@@ -272,7 +277,6 @@ async def test_a_run_never_gets_another_file_than_was_announced(
     assert (failed.value.failure.kind, failed.value.failure.code) == ("transient", "input_changed")
     # and the next attempt is given the right one
     assert await bench.read(red, sha256_of(red)) == red
-    assert bench.asked == 3
 
 
 async def test_what_is_refused_is_not_kept(bench: Bench, tmp_path: Path) -> None:
