@@ -20,7 +20,7 @@ from gateway.api.health import health_router
 from gateway.api.jobs import jobs_router
 from gateway.api.lingering import Lingering
 from gateway.api.media import media_router
-from gateway.api.media_generate import media_generate_router
+from gateway.api.media_generate import GENERATE_PATH, largest_form, media_generate_router
 from gateway.api.models import models_router
 from gateway.api.modes import largest_body, modes_router
 from gateway.api.openapi import OPEN_PATHS, add_openapi
@@ -136,6 +136,8 @@ def _add_rings(app: FastAPI, context: Context) -> None:
             return None
         if has_picture(method, path):
             return MAX_BODY + settings.max_image_size_mb * 1024 * 1024
+        if path == GENERATE_PATH:
+            return largest_form(settings)
         if path == BATCHES_PATH:
             return MAX_BATCH_BODY
         if path.startswith(WORKFLOWS_PATH):

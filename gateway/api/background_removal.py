@@ -57,7 +57,7 @@ class RemovalStatus(BaseModel):
 class RemovalCancelled(BaseModel):
     """What has become of it."""
 
-    cancelled: bool = Field(description="False: it had already ended.")
+    cancelled: bool = Field(description="False: it had completed or failed before.")
 
 
 def background_removal_router(context: Context, views: Views) -> APIRouter:
@@ -97,6 +97,7 @@ def _add_submit(router: APIRouter, context: Context) -> None:
             name=file.name,
             expected=file.expected,
             families=("image",),
+            still=True,
         )
         job = await _submitted(context, upload, idempotency_key)
         location = {"Location": f"{PATH}/status/{job.id}"}

@@ -42,30 +42,32 @@ FormFile = Annotated[
 
 
 @asynccontextmanager
-async def form_of(request: Request, model: type[M]) -> AsyncGenerator[M]:
-    """Read a form into a model; its files are gone afterwards.
+async def form_of(
+    request: Request, model: type[M], *, text_kb: int = MAX_TEXT_KB
+) -> AsyncGenerator[M]:
+    """Read a form into a model; its files are gone afterwards. `text_kb`: most of one text.
 
     Raises UnsupportedMediaType, InvalidParameters and StorageFull.
     """
     stated = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if stated not in {FORM, _URLENCODED}:
         raise UnsupportedMediaType(f"Send the body as a form with `Content-Type: {FORM}`.")
-    form = await _read(request)
+    form = await _read(request, text_kb)
     try:
         yield _checked(form, model)
     finally:
         await form.close()
 
 
-async def _read(request: Request) -> FormData:
+async def _read(request: Request, text_kb: int) -> FormData:
     try:
         return await request.form(
-            max_files=_MOST_PARTS, max_fields=_MOST_PARTS, max_part_size=MAX_TEXT_KB * 1024
+            max_files=_MOST_PARTS, max_fields=_MOST_PARTS, max_part_size=text_kb * 1024
         )
     except HTTPException as error:
         if error.status_code != _BAD_REQUEST:
             raise
-        message = f"could not be read as a form: send {FORM}, a text at most {MAX_TEXT_KB} KB long"
+        message = f"could not be read as a form: send {FORM}, a text at most {text_kb} KB long"
         raise InvalidParameters(
             [FieldError(field="body", code="form_invalid", message=message)]
         ) from None

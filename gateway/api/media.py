@@ -22,6 +22,7 @@ from gateway.errors import (
     PayloadTooLarge,
     Unauthorized,
 )
+from gateway.media import WHOLE
 from gateway.uploads.direct import unknown_upload
 from gateway.uploads.intake import MAX_ANNOUNCED
 
@@ -52,7 +53,7 @@ class DirectUpload(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    bytes: int = Field(
+    bytes: Annotated[int, WHOLE] = Field(
         ge=1, le=MAX_ANNOUNCED, description="How many there are, exactly; at most `UPLOAD_MAX_MB`."
     )
     content_type: str | None = Field(
@@ -229,18 +230,19 @@ def _add_remove(router: APIRouter, context: Context) -> None:
         responses={204: {"description": "Gone."}, **documented(Unauthorized, NotFound, Conflict)},
     )
     async def delete_media(card_id: CardId) -> Response:
-        """The file and its thumbnails go at once; of a generated one its job as well.
+        """What `GET` shows goes: the file and its thumbnails at once, of a generated one its job.
 
         A job that waits and reads the file fails with `input_gone`.
         """
         card = await context.cards.get(CALLER, card_id)
-        upload = await upload_of(context, card_id, "media")
-        if card is None and upload is None:
-            raise _unknown_card()
         if card is not None:
+            # what GET shows: an upload of the same id is shown again, and stays
             await delete_card(context, card)
-        if upload is not None:
-            await context.intake.remove(upload)
+            return Response(status_code=204)
+        upload = await upload_of(context, card_id, "media")
+        if upload is None:
+            raise _unknown_card()
+        await context.intake.remove(upload)
         return Response(status_code=204)
 
 

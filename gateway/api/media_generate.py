@@ -7,10 +7,19 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 from gateway.api.access import CALLER
+from gateway.api.boundary import MAX_BODY
 from gateway.api.cards import MEDIA_PATH, CardView, card_of_job, card_path
 from gateway.api.context import Context
 from gateway.api.forms import MAX_TEXT_KB, form_body, form_of
@@ -22,8 +31,10 @@ from gateway.calls import refused
 from gateway.catalogue import Catalogue, Variant
 from gateway.db.cards import Card, CardMedia
 from gateway.errors import InvalidParameters, JobCancelled, JobFailed
+from gateway.inline import BASE64_PER_BYTE
 from gateway.job import Job
-from gateway.media import MAX_PROMPT, Label, MediaUrl, Prompt, Style, WebAddress
+from gateway.media import MAX_DATA_URI, MAX_PROMPT, Label, MediaUrl, Prompt, Style, WebAddress
+from gateway.settings import Settings
 from gateway.submission import Origin
 from gateway.tool import AnyTool, JobOptions
 from gateway.tools import CONCEPT, GENERATE, PORTRAIT, VIDEO
@@ -31,6 +42,8 @@ from gateway.tools import CONCEPT, GENERATE, PORTRAIT, VIDEO
 GENERATE_PATH = f"{MEDIA_PATH}/generate"
 _MOST_FILES = 16
 """No workflow takes as many: what is too much for one is told as that."""
+_MOST_INLINE = 5
+"""As many as a workflow takes may come as `data:` URIs."""
 _STEP, _LEAST, _MOST = 16, 256, 2048
 
 AspectRatio = Literal[
@@ -62,8 +75,24 @@ InputFiles = Annotated[
     tuple[MediaUrl, ...],
     Field(max_length=_MOST_FILES),
     BeforeValidator(_listed),
-    WithJsonSchema({"type": "string", "maxLength": MAX_TEXT_KB * 1024}),
+    WithJsonSchema({"type": "string", "maxLength": _MOST_INLINE * MAX_DATA_URI}),
 ]
+
+
+def _reachable(card_id: str) -> str:
+    if card_id in {".", ".."}:
+        raise PydanticCustomError("not_an_id", "must not be a dot or two: no path can name it")
+    return card_id
+
+
+def _text_kb(settings: Settings) -> int:
+    """Most of `input_files`, in KiB."""
+    return MAX_TEXT_KB + int(_MOST_INLINE * settings.max_image_size_mb * 1024 * BASE64_PER_BYTE)
+
+
+def largest_form(settings: Settings) -> int:
+    """Bytes a call may have."""
+    return _text_kb(settings) * 1024 + MAX_BODY
 
 
 class GenerateMedia(BaseModel):
@@ -71,7 +100,7 @@ class GenerateMedia(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    card_id: Label = Field(
+    card_id: Annotated[Label, AfterValidator(_reachable)] = Field(
         description="Any text you know it by; its media are read under it. Sent again, the card "
         "shows the newer media.",
         examples=["card-1"],
@@ -164,9 +193,9 @@ def media_generate_router(context: Context, views: Views) -> APIRouter:
         Without input files an image is generated; with one or several it is what the prompt makes
         of them. A video begins with the one picture given.
         """
-        async with form_of(request, GenerateMedia) as asked:
-            pass
         settings = context.settings
+        async with form_of(request, GenerateMedia, text_kb=_text_kb(settings)) as asked:
+            pass
         wanted = preference(prefer, default=settings.default_wait, longest=settings.request_timeout)
         card, taken = await _submitted(context, asked, idempotency_key)
         job = await waited(context, taken, wanted.wait)

@@ -173,6 +173,7 @@ class Serving:
             headers={
                 "Location": self.storage.link(file.key, _LINK_LIFE, disposition=named),
                 "Cache-Control": _REDIRECT_CACHED if cached == FOR_EVER else cached,
+                "X-Content-Type-Options": "nosniff",
             },
         )
 

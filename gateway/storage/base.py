@@ -88,8 +88,11 @@ class Storage(Protocol):
         """The key that an address like that names, or a link; None where it is none of ours."""
         ...
 
-    def slot(self, key: str, lifetime: timedelta) -> str:
-        """An address that takes the file's bytes by PUT until it expires."""
+    def slot(self, key: str, lifetime: timedelta, *, length: int | None = None) -> str:
+        """An address that takes the file's bytes by PUT until it expires.
+
+        `length`: a remote store is to take a body of exactly so many bytes.
+        """
         ...
 
     def link(self, key: str, lifetime: timedelta, *, disposition: str | None = None) -> str:

@@ -1,6 +1,7 @@
 """A bucket, what opens it, and addresses signed for it; nothing here goes over the network."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal
@@ -27,9 +28,17 @@ class Bucket:
         return f"{self.scheme}://{self.name}/{key}"
 
     def signed(
-        self, method: Literal["GET", "PUT"], key: str, lifetime: timedelta, **query: str
+        self,
+        method: Literal["GET", "PUT"],
+        key: str,
+        lifetime: timedelta,
+        *,
+        length: int | None = None,
+        query: Mapping[str, str] | None = None,
     ) -> str:
         """An address that permits that one thing, for at most seven days.
+
+        `length`: of a body of exactly so many bytes, as its `Content-Length` is signed too.
 
         Made by botocore's signer alone: a client's own way is a coroutine in aioboto3, for the sake
         of credentials that must be fetched, which these are not.
@@ -41,7 +50,8 @@ class Bucket:
         seconds = math.ceil(min(lifetime, LONGEST_SIGNED).total_seconds())
         # always by path: a name with dots would fit no certificate
         url = f"{self.endpoint}/{self.name}/{quote(key, safe='/')}"
-        request = AWSRequest(method=method, url=url, params=query)
+        headers = {} if length is None else {"Content-Length": str(length)}
+        request = AWSRequest(method=method, url=url, params=dict(query or {}), headers=headers)
         credentials = Credentials(self.access_key_id, self.secret_access_key)
         signer = S3SigV4QueryAuth(credentials, "s3", self.region, expires=seconds)
         signer.add_auth(request)

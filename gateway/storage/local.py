@@ -82,8 +82,9 @@ class LocalStorage:
         key = address.removeprefix("local://files/")
         return key if key != address and is_key(key) else None
 
-    def slot(self, key: str, lifetime: timedelta) -> str:
+    def slot(self, key: str, lifetime: timedelta, *, length: int | None = None) -> str:
         """An address that takes the file's bytes by PUT until it expires."""
+        del length
         self._place_of(key)
         return self._base_url + self._signer.slot(SLOTS_PATH + key, lifetime)
 

@@ -105,14 +105,14 @@ class S3Storage:
         key = None if name is None else _after(name, self._prefix)
         return key if key is not None and is_key(key) else None
 
-    def slot(self, key: str, lifetime: timedelta) -> str:
+    def slot(self, key: str, lifetime: timedelta, *, length: int | None = None) -> str:
         """An address that takes the file's bytes by PUT, for at most seven days."""
-        return self._bucket.signed("PUT", self._name_of(key), lifetime)
+        return self._bucket.signed("PUT", self._name_of(key), lifetime, length=length)
 
     def link(self, key: str, lifetime: timedelta, *, disposition: str | None = None) -> str:
         """An address that gives the file's bytes by GET, for at most seven days."""
         answer = {} if disposition is None else {"response-content-disposition": disposition}
-        return self._bucket.signed("GET", self._name_of(key), lifetime, **answer)
+        return self._bucket.signed("GET", self._name_of(key), lifetime, query=answer)
 
     async def write(self, key: str, media_type: str, chunks: AsyncIterator[bytes]) -> StoredFile:
         """Take a file in; it appears under its key once it is whole, and is looked at then.

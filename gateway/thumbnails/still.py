@@ -1,6 +1,8 @@
 """Pictures: decoded to the last pixel, and made small."""
 
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import IO
 
 # The plugins are imported here, for later on nothing can be opened any more; TIFF reads EXIF.
@@ -39,13 +41,9 @@ def read(
     file: IO[bytes], media_type: str, *, side: int | None, moving: bool, limits: MediaLimits
 ) -> tuple[Looked, Image.Image | None]:
     """Decode a picture; with `side`, also make it that small. Raises UnfitMedia, MemoryError."""
-    # frames may be larger than the header says: Pillow compares every one with this
-    Image.MAX_IMAGE_PIXELS = limits.pixels
-    warnings.simplefilter("ignore")
-    warnings.simplefilter("error", Image.DecompressionBombWarning)
     try:
         count_parts(file, media_type)
-        with Image.open(file, formats=_FORMATS) as opened:
+        with _at_most(limits.pixels), Image.open(file, formats=_FORMATS) as opened:
             return _read(opened, media_type, side=side, moving=moving, limits=limits)
     except (UnfitMedia, MemoryError):
         raise
@@ -58,6 +56,19 @@ def read(
         raise UnfitMedia("too_large", message) from None
     except Exception as error:  # what damaged files make a decoder raise is anything
         raise damaged(media_type) from error
+
+
+@contextmanager
+def _at_most(pixels: int) -> Generator[None]:
+    """Have Pillow refuse larger frames too: they may be larger than the header says."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _read(

@@ -18,7 +18,7 @@ from gateway.errors import Conflict, InvalidParameters, NotFound, PayloadTooLarg
 from gateway.security.signing import Signer
 from gateway.storage.base import StoredFile
 from gateway.storage.local import SLOTS_PATH
-from gateway.uploads.intake import Arriving, Intake, label
+from gateway.uploads.intake import ARRIVAL, Arriving, Intake, label
 from gateway.uploads.kinds import (
     EXTENSIONS,
     OF_KIND,
@@ -30,7 +30,6 @@ from gateway.uploads.kinds import (
 
 WAITS = timedelta(hours=24)
 """How long the bytes of an announced file may take."""
-_ARRIVAL = "arrival"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +69,7 @@ class DirectUploads:
             name=label(name),
             created_at=now,
         )
-        key = intake.key(arriving, EXTENSIONS.get(expected_type, UNKNOWN_EXTENSION), _ARRIVAL)
+        key = intake.key(arriving, EXTENSIONS.get(expected_type, UNKNOWN_EXTENSION), ARRIVAL)
         upload = Upload(
             id=str(card),
             caller=caller,
@@ -86,7 +85,7 @@ class DirectUploads:
             expires_at=now + WAITS,
         )
         url = (
-            intake.storage.slot(key, WAITS)
+            intake.storage.slot(key, WAITS, length=size)
             if intake.storage.is_remote
             else self._signer.slot(SLOTS_PATH + key, WAITS)
         )

@@ -34,6 +34,7 @@ from gateway.uploads.kinds import (
     HEAD,
     OF_KIND,
     TAIL,
+    UNKNOWN_EXTENSION,
     Family,
     accepted,
     check_archive,
@@ -49,6 +50,8 @@ THUMBNAIL_SIDE = 512
 LONGEST_NAME = 255
 MAX_ANNOUNCED = 5_000 * 1024 * 1024
 """The most that UPLOAD_MAX_MB may be, in bytes."""
+ARRIVAL = "arrival"
+"""Names the key that an announced file is sent to."""
 _SEEN: tuple[Family, ...] = ("image", "video")
 """What is decoded before it is taken."""
 
@@ -99,8 +102,11 @@ class Intake:
         name: str | None,
         expected: int = 0,
         families: Collection[Family] | None = None,
+        still: bool = False,
     ) -> Upload:
         """Take a file in; `expected` = about how many bytes it has, if that was said.
+
+        `still`: a picture must have one frame alone.
 
         Raises InvalidParameters, PayloadTooLarge, QuotaExceeded, StorageFull, StorageError,
         DatabaseUnavailable, and whatever `chunks` raises: then nothing of it is left.
@@ -114,8 +120,14 @@ class Intake:
             name=label(name),
             created_at=self.clock.now(),
         )
+
+        async def written(upload: Upload) -> None:
+            if still and (upload.frames or 1) > 1:
+                raise refused("animated_image", "has several frames: send one of them")
+            await self.rows.add(upload)
+
         async with self.quota.room(caller, expected) as room:
-            return await self.receive(_counted(chunks, room), arriving, self.rows.add)
+            return await self.receive(_counted(chunks, room), arriving, written)
 
     async def receive(
         self,
@@ -150,7 +162,25 @@ class Intake:
         """Delete an upload: its thumbnails, its file and its row. Raises StorageError."""
         await self.thumbnails.drop([upload.key])
         await self.storage.delete(upload.key)
+        for key in self._slots(upload):
+            await self.storage.delete(key)
         await self.rows.delete(upload.id)
+
+    def _slots(self, upload: Upload) -> set[str]:
+        """Where a client may have put its bytes in a bucket, once more after it was completed."""
+        if not self.storage.is_remote or upload.kind != "media":
+            return set()
+        arriving = Arriving(
+            card=ULID.from_str(upload.id),
+            caller=upload.caller,
+            kind=upload.kind,
+            families=(),
+            name=None,
+            created_at=upload.created_at,
+        )
+        # it was announced as what it turned out to be, or as nothing
+        endings = {EXTENSIONS.get(upload.media_type, UNKNOWN_EXTENSION), UNKNOWN_EXTENSION}
+        return {self.key(arriving, ending, ARRIVAL) for ending in endings}
 
     async def discard(self, keys: Sequence[str]) -> None:
         """Delete files that nothing has, thumbnails too."""

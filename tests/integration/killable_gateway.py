@@ -45,6 +45,10 @@ def remove(path: str) -> None:
 
 
 class FolderStorage:
+    is_remote = False
+    wants_length = False
+    wants_md5 = False
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 

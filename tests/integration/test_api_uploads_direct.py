@@ -155,7 +155,7 @@ async def test_what_is_refused_is_deleted_and_may_be_sent_anew(
     [
         ({}, "bytes", "missing"),
         ({"bytes": 0}, "bytes", "greater_than_equal"),
-        ({"bytes": "many"}, "bytes", "int_parsing"),
+        ({"bytes": "many"}, "bytes", "int_type"),
         ({"bytes": 9, "content_type": "text/html"}, "content_type", "literal_error"),
         ({"bytes": 9, "content_type": "model/gltf-binary"}, "content_type", "literal_error"),
         ({"bytes": 9, "name": "x" * 1001}, "name", "string_too_long"),
@@ -238,10 +238,24 @@ async def test_a_direct_upload_goes_straight_into_the_bucket(
     card = (await complete(remote, made)).json()
     assert (card["status"], card["sha256"]) == ("completed", hashlib.sha256(red).hexdigest())
     # its address is good for a day: what is put there later is not what is served
-    assert (await put(remote, made, bytes_of("blue"))).status_code == 200
+    assert (await put(remote, made, red[::-1])).status_code == 200
     assert (await remote.stranger.get(card["media_url"])).content == red
     assert (await complete(remote, made)).json() == card
+    assert (await remote.http.delete(f"/api/media/{made['card_id']}")).status_code == 204
+    assert folder(bucket, made) == []
     wrong = await announced(remote, 5)
     await put(remote, wrong, b"hello")
     assert problem(await complete(remote, wrong)) == (422, [("file", "wrong_kind")])
     assert folder(bucket, wrong) == []
+
+
+async def test_a_bucket_takes_exactly_as_many_bytes_as_were_announced(
+    remote: Gateway, bucket: S3Server
+) -> None:
+    red = bytes_of("red")
+    made = await announced(remote, len(red))
+    for other in (red + b"x", red[:-1], red * 1000):
+        assert (await put(remote, made, other)).status_code == 403
+    assert bucket.keys() == []
+    assert (await put(remote, made, red)).status_code == 200
+    assert (await complete(remote, made)).status_code == 200

@@ -1,12 +1,14 @@
 """The first clients' routes of background removal: a file in, a request to ask after."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from gpu_server.protocol import Failure
 from tests.support.gateway import SMALL, Gateway, ScriptedBackend, gateway
@@ -138,6 +140,15 @@ async def test_what_is_no_picture_is_refused_and_nothing_of_it_stays(
     assert (found, [field for field, _ in errors]) == (422, ["file"])
     assert (await kept(served), files_in(served)) == ([], set())
     assert (await served.http.get("/api/jobs")).json()["items"] == []
+
+
+async def test_a_moving_picture_is_refused_at_once(served: Gateway) -> None:
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    answer = await submit(served, file.getvalue(), "moving.gif")
+    assert problem(answer) == (422, [("file", "animated_image")])
+    assert (await kept(served), files_in(served)) == ([], set())
 
 
 async def test_a_call_that_becomes_no_job_keeps_no_file(tmp_path: Path) -> None:

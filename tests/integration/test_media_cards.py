@@ -155,8 +155,12 @@ async def test_an_id_that_an_upload_has_shows_what_was_generated_under_it(
     path = f"/api/media/{upload['card_id']}"
     made = (await generate(served, card_id=upload["card_id"])).json()
     assert (await served.http.get(path)).json()["job_id"] == made["job_id"]
-    # both go
+    # what is shown goes: first what was generated, then the upload
     assert (await served.http.delete(path)).status_code == 204
+    assert (await served.http.get(path)).json()["media_url"].startswith("/api/uploads/")
+    assert (await served.stranger.get(upload["media_url"])).status_code == 200
+    assert (await served.http.delete(path)).status_code == 204
+    assert (await served.http.get(path)).status_code == 404
     assert await rows_left(served) == {}
     assert files_in(served) == set()
 

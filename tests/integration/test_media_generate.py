@@ -1,6 +1,8 @@
 """`POST /api/media/generate` over real jobs and rows, with a backend that does what a test says."""
 
 import asyncio
+import base64
+import io
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from gateway.db.cards import Card, Cards
 from gateway.errors import Conflict
@@ -114,6 +117,16 @@ async def test_one_picture_to_a_square_one_is_edited_as_the_mode_edit_does_it(
     assert [source.key is not None for source in job.call.inputs["image_url"]] == [True]
 
 
+async def test_a_picture_may_come_inside_the_call(plain: Gateway) -> None:
+    noise = io.BytesIO()
+    Image.effect_noise((400, 400), 90).save(noise, "PNG")
+    inside = base64.b64encode(noise.getvalue()).decode()
+    assert len(inside) > 100_000
+    sent = json.dumps([f"data:image/png;base64,{inside}"])
+    job = await job_of(plain, await generate(plain, input_files=sent))
+    assert [source.stored for source in job.call.inputs["image_url"]] == [True]
+
+
 async def test_pictures_of_any_shape_or_number_go_to_the_workflows_that_take_several(
     plain: Gateway,
 ) -> None:
@@ -162,6 +175,7 @@ async def test_a_video_begins_with_its_picture(plain: Gateway) -> None:
         ({"card_id": ""}, "card_id", "string_too_short"),
         ({"card_id": "x" * 201}, "card_id", "string_too_long"),
         ({"card_id": "a\nb"}, "card_id", "control_character"),
+        ({"card_id": ".."}, "card_id", "not_an_id"),
         ({"card_id": None}, "card_id", "missing"),
         ({"prompt": None}, "prompt", "missing"),
         ({"prompt": " "}, "prompt", "blank"),

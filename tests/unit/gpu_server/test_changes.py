@@ -4,7 +4,7 @@ from itertools import permutations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu_server.workflow import ParamError, Workflow, WorkflowError, check
@@ -350,6 +350,7 @@ def _changes(draw: st.DrawFn) -> tuple[Graph, list[dict[str, list[str]]]]:
     return nodes, found
 
 
+@settings(deadline=None)
 @given(_changes(), st.integers(0, 15))
 def test_no_combination_of_changes_leaves_a_link_to_nowhere(
     drawn: tuple[Graph, list[dict[str, list[str]]]], chosen: int
