@@ -41,7 +41,7 @@ check: setup ## Lint, types, import contracts, shell scripts
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/shellcheck startup.sh .ci/run examples/*.sh
+	$(VENV)/bin/shellcheck startup.sh .ci/run examples/*.sh deploy/*.sh
 	$(VENV)/bin/pyright --pythonpath $(PY)
 
 pytest: setup setup-serverless ## The tests alone; ARGS="-k name" narrows them, WORKERS=0 runs them in one process

@@ -38,6 +38,10 @@ load_env() { # the environment wins over .env
     [ -f "$ENV_FILE" ] && [ -r "$ENV_FILE" ] ||
         die "$ENV_FILE cannot be read: it must be a file that belongs to $(id -un)."
     local line key value
+    # a pod has a key of its own in the environment, good for the pod alone
+    if [ -n "${RUNPOD_POD_ID:-}" ] && grep -q '^RUNPOD_API_KEY=.' "$ENV_FILE"; then
+        unset RUNPOD_API_KEY
+    fi
     while IFS= read -r line || [ -n "$line" ]; do
         case "$line" in '' | '#'*) continue ;; esac
         key="${line%%=*}" value="${line#*=}"
@@ -94,13 +98,26 @@ here() { # an address to listen on -> the address to reach it at
     esac
 }
 
+gpu_is_named() { # do BACKENDS or TOOL_BACKENDS send anything to a GPU service?
+    local word words="${BACKENDS:-gpu,runpod},${TOOL_BACKENDS:-}"
+    for word in ${words//[,|]/ }; do
+        case "${word##*=}" in runpod | runpod:*) ;; *) return 0 ;; esac
+    done
+    return 1
+}
+
 configure() {
     load_env
-    START_SECONDS="${START_SECONDS:-60}" STOP_SECONDS="${STOP_SECONDS:-20}"
+    STOP_SECONDS="${STOP_SECONDS:-20}"
     if [ -n "${RUNPOD_POD_ID:-}" ]; then
+        # RunPod's own, not somebody's wish to use serverless: the gateway would ask for the endpoint
+        if [ -z "${RUNPOD_ENDPOINT_ID:-}${RUNPOD_ENDPOINTS:-}" ]; then unset RUNPOD_API_KEY; fi
         export BACKEND_HOST="${BACKEND_HOST:-0.0.0.0}"
-        export MODELS_PATH="${MODELS_PATH:-/workspace/models}"
+        export MODELS_PATH="${MODELS_PATH:-$WORKSPACE/models}"
+        # the first start after a pod's restart reads every package over the network
+        START_SECONDS="${START_SECONDS:-180}"
     fi
+    START_SECONDS="${START_SECONDS:-60}"
     # A laptop is not a server: off a pod nothing listens beyond this machine unless asked to.
     export BACKEND_HOST="${BACKEND_HOST:-127.0.0.1}" BACKEND_PORT="${BACKEND_PORT:-8000}"
     # The gateway on this machine is the only one that talks to this GPU service.
@@ -110,6 +127,7 @@ configure() {
     GPU_URL="http://$(here "$GPU_SERVER_HOST"):$GPU_SERVER_PORT"
     export GPU_SERVICE_URL="${GPU_SERVICE_URL:-$GPU_URL}"
     GPU_HERE=no
+    gpu_is_named || return 0
     case ",$GPU_SERVICE_URL," in
         *"$GPU_URL"[,/]* | *"//localhost:$GPU_SERVER_PORT"[,/]*) GPU_HERE=yes ;;
     esac
@@ -160,17 +178,25 @@ choose_venv() { # an environment that is not ours, or holds torch, is left alone
     fi
 }
 
+venv_has_its_python() { # a pod's volume outlives the system whose Python the environment was made with
+    "$VENV/bin/python" -c 'import os, sysconfig, sys
+sys.exit(not os.path.isdir(os.path.join(sysconfig.get_path("purelib"), "uvicorn")))' 2>/dev/null
+}
+
 ensure_python() {
-    local lock="$ROOT/requirements/run.txt" want python
+    local lock="$ROOT/requirements/run.txt" want python stale=no
     want="$(cksum <"$lock")"
     choose_venv
-    if [ -x "$VENV/bin/python" ] && [ "$(cat "$VENV/.genmedia" 2>/dev/null)" = "$want" ]; then
+    if [ "$(cat "$VENV/.genmedia" 2>/dev/null)" = "$want" ] && venv_has_its_python; then
         return 0
     fi
+    if [ -f "$VENV/.genmedia" ] && ! venv_has_its_python; then stale=yes; fi
     mkdir -p "$VENV" && touch "$VENV/.genmedia"
     python="$(find_python)" || die "No Python 3.11 or newer with venv was found${PYTHON:+ at $PYTHON}. On Debian or Ubuntu: \
 apt-get install python3 python3-venv; on macOS: brew install python@3.12; or set PYTHON=/path/to/python3."
     info "Preparing $VENV with $("$python" --version) (once, about a minute)"
+    # venv leaves links of a Python that is gone as they are
+    if [ "$stale" = yes ]; then find "$VENV/" -mindepth 1 ! -name .genmedia -delete; fi
     "$python" -m venv "$VENV"
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes \
         -r "$lock" >>"$LOGS/startup.log" 2>&1 ||
@@ -183,9 +209,9 @@ log_file() { printf '%s/%s.log' "$LOGS" "$1"; }
 
 command_of() { # what the process of a service looks like, so that a reused pid is not mistaken for it
     case "$1" in
-        backend) printf -- '-m gateway serve' ;;
-        gpu_server) printf -- '-m gpu_server' ;;
-        simulator) printf -- '-m gpu_server.simulator' ;;
+        backend) printf -- '-m gateway serve ' ;;
+        gpu_server) printf -- '-m gpu_server ' ;;
+        simulator) printf -- '-m gpu_server.simulator ' ;;
         extra) cat "$LOGS/extra.cmd" 2>/dev/null || printf 'never started' ;;
     esac
 }
@@ -197,7 +223,8 @@ running_pid() { # service -> its pid, or failure
     pid="$(cat "$file")"
     [[ "$pid" =~ ^[0-9]+$ ]] || return 1
     kill -0 "$pid" 2>/dev/null || return 1
-    [[ "$(command_line "$pid")" == *"$(command_of "$1")"* ]] || return 1
+    # after a pod's restart the numbers begin anew, and one service gets another's
+    [[ "$(command_line "$pid") " == *"$(command_of "$1")"* ]] || return 1
     printf '%s' "$pid"
 }
 
@@ -317,7 +344,9 @@ start_all() {
     configure
     ensure_secrets
     choose_comfyui
-    if [ "$GPU_HERE" = no ]; then
+    if ! gpu_is_named; then
+        info "Work goes to RunPod alone, as BACKENDS says; no GPU service is started here"
+    elif [ "$GPU_HERE" = no ]; then
         info "Using the GPU service at $GPU_SERVICE_URL; none is started here"
     elif [ "$USE_SIMULATOR" = yes ]; then
         warn "The SIMULATOR stands in for ComfyUI: its pictures are drawn, not generated."

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from urllib.parse import urlsplit
 
-from gateway.backends.base import Order, Progressed, RunLost, WorkflowReadiness
+from gateway.backends.base import Kind, Order, Progressed, RunLost, WorkflowReadiness
 from gateway.job import Produced
 from gateway.storage.local import SLOTS_PATH, LocalStorage
 from gpu_server.protocol import Health, OutputFile
@@ -23,6 +23,8 @@ class Double:
     """
 
     name = "double"
+    kind: Kind = "gpu"
+    billed = False
     engine = "simulator"
     health: Health | None = None
 

@@ -1,15 +1,25 @@
 """Do the settings fit together, and with the tools there are? Asked at the start, and by doctor."""
 
+import os
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
+from typing import cast
 from urllib.parse import urlsplit
 
+from gateway.backends.brought import PREFIX
+from gateway.backends.runpod import name_of as runpod_name_of
 from gateway.backends.sidecar import name_of
-from gateway.own_workflows.tool import is_own
+from gateway.choices import Choices
+from gateway.own_workflows.tool import is_own, workflow_name
 from gateway.security.policy import Policy, PolicyUnusable, load_policy
 from gateway.security.signing import Signer
 from gateway.settings import Settings
-from gateway.storage.stores import Stores, StoreUnusable
+from gateway.storage.bucket import Scheme
+from gateway.storage.stores import Stores, StoreUnusable, bucket_of
 from gateway.tools import TOOLS
+from gpu_server.workflow import Workflow
+
+_PRIVATE_ENDINGS = frozenset({"internal", "lan", "local", "localhost"})
 
 
 class Misconfigured(Exception):
@@ -17,12 +27,22 @@ class Misconfigured(Exception):
 
 
 def service_addresses(settings: Settings) -> dict[str, str]:
-    """GPU services by name. Raises Misconfigured."""
+    """GPU services by name; none where no work is meant to go to any. Raises Misconfigured."""
     addresses: dict[str, str] = {}
-    for url in settings.gpu_service_url:
+    for url in _services(settings):
         if addresses.setdefault(name_of(url), url) != url:
             raise Misconfigured(f"GPU_SERVICE_URL names {name_of(url)} twice")
     return addresses
+
+
+def _services(settings: Settings) -> tuple[str, ...]:
+    orders = (settings.backends, *dict(settings.tool_backends).values())
+    used = {word for order in orders for word in order}
+    return settings.gpu_service_url if used & {"gpu", *_names(settings)} else ()
+
+
+def _names(settings: Settings) -> list[str]:
+    return [name_of(url) for url in settings.gpu_service_url]
 
 
 def tool_timeouts(settings: Settings) -> dict[str, float]:
@@ -53,7 +73,7 @@ def stores_of(settings: Settings, signer: Signer) -> Stores:
 
 def slots_address(settings: Settings) -> str:
     """Choose how the GPU services reach this gateway; raises Misconfigured."""
-    remote = [url for url in settings.gpu_service_url if not _on_this_host(url)]
+    remote = [url for url in _services(settings) if not _on_this_host(url)]
     # files go into a bucket without it
     if not remote or settings.files is None:
         return settings.local_url
@@ -63,6 +83,125 @@ def slots_address(settings: Settings) -> str:
             "be told where to send its files"
         )
     return settings.public_url
+
+
+def endpoints(settings: Settings) -> dict[str, frozenset[str]]:
+    """Tools by the serverless endpoint that carries them out. Raises Misconfigured."""
+    single = {tool: ids[0] for tool, ids in settings.runpod_endpoints}
+    _require_tools("RUNPOD_ENDPOINTS", single)
+    default = settings.runpod_endpoint_id
+    served = {tool.name: single.get(tool.name, default) for tool in TOOLS}
+    found = {
+        endpoint: frozenset(tool for tool, its in served.items() if its == endpoint)
+        for endpoint in dict.fromkeys(filter(None, [default, *single.values()]))
+    }
+    if found and settings.runpod_api_key is None:
+        raise Misconfigured(
+            "RUNPOD_API_KEY is needed: RUNPOD_ENDPOINT_ID or RUNPOD_ENDPOINTS is set"
+        )
+    # RunPod itself puts a key into every pod
+    given = settings.runpod_api_key is not None and "RUNPOD_POD_ID" not in os.environ
+    if given and not found:
+        raise Misconfigured(
+            "RUNPOD_ENDPOINT_ID is needed, or RUNPOD_ENDPOINTS: RUNPOD_API_KEY is set"
+        )
+    return found
+
+
+def worker_address(settings: Settings) -> str | None:
+    """Choose how serverless workers and RunPod reach this gateway; None: they do not.
+
+    Raises Misconfigured where a worker could not reach its files.
+    """
+    if _on_this_host(settings.runpod_api_url):
+        # so is the worker
+        return settings.local_url
+    public = settings.public_url
+    if public is not None and not _seen_from_outside(public):
+        public = None
+    if not endpoints(settings):
+        return public
+    if settings.files is not None and public is None:
+        raise Misconfigured(
+            f"PUBLIC_URL {'is private' if settings.public_url else 'is needed'}: files lie on this "
+            "machine, and serverless workers must reach it from the internet. Set it to such an "
+            "address, or keep files in a bucket (STORAGE_URL)"
+        )
+    for setting, endpoint in _bucket_endpoints(settings):
+        if not _seen_from_outside(endpoint):
+            raise Misconfigured(
+                f"{setting} names a bucket at {endpoint}, which serverless workers cannot reach: "
+                "let it be at an address of the internet, or do without RUNPOD_ENDPOINT_ID"
+            )
+    return public
+
+
+def orders_of_backends(settings: Settings) -> None:
+    """Check what `BACKENDS` and `TOOL_BACKENDS` name. Raises Misconfigured."""
+    serverless = endpoints(settings)
+    names = [*_names(settings), *map(runpod_name_of, serverless)]
+    known = ["gpu", "runpod", *names]
+    by_tool = dict(settings.tool_backends)
+    _require_tools("TOOL_BACKENDS", {tool for tool in by_tool if not is_own(tool)})
+    named = [("BACKENDS", settings.backends)]
+    named += [("TOOL_BACKENDS", words) for words in by_tool.values()]
+    for setting, words in named:
+        if unknown := set(words) - set(known):
+            raise Misconfigured(
+                f"{setting}: no backend is named {min(unknown)!r}; there is {', '.join(known)}"
+            )
+    if not serverless and not _services(settings):
+        raise Misconfigured(
+            "BACKENDS names no backend there is: add gpu, or set RUNPOD_API_KEY and "
+            "RUNPOD_ENDPOINT_ID"
+        )
+
+
+def choices_of(settings: Settings, workflows: Iterable[Workflow]) -> Choices:
+    """Where work goes, in which order. Raises Misconfigured."""
+    orders_of_backends(settings)
+    by_tool = dict(settings.tool_backends)
+    own = {f"{PREFIX}{workflow_name(tool)}": tool for tool in by_tool if is_own(tool)}
+    return Choices(
+        order=settings.backends,
+        by_tool=by_tool,
+        tools={**{workflow.name: workflow.tool for workflow in workflows}, **own},
+    )
+
+
+def _require_tools(setting: str, names: Iterable[str]) -> None:
+    known = [tool.name for tool in TOOLS]
+    if unknown := set(names) - set(known):
+        raise Misconfigured(
+            f"{setting}: no tool is named {min(unknown)!r}; there is {', '.join(known)}"
+        )
+
+
+def _bucket_endpoints(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Addresses of the stores whose files workers are sent to, by the setting that names them."""
+    named = [("INPUT_BUCKETS", address) for address in settings.input_buckets]
+    if settings.files is None and settings.storage_url is not None:
+        named.insert(0, ("STORAGE_URL", settings.storage_url))
+    if settings.gcs_bucket_name is not None:
+        named.append(("GCS_BUCKET_NAME", f"gs://{settings.gcs_bucket_name}"))
+    for setting, address in named:
+        scheme, _, rest = address.partition("://")
+        try:
+            # the schemes were checked with the settings
+            bucket = bucket_of(settings, cast("Scheme", scheme), rest.partition("/")[0], setting)
+        except StoreUnusable as error:
+            raise Misconfigured(str(error)) from None
+        yield setting, bucket.endpoint
+
+
+def _seen_from_outside(url: str) -> bool:
+    """Tell whether an address can be one of the internet; names are not looked up."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    try:
+        return ip_address(host).is_global
+    except ValueError:
+        # a name of one word is that of a container, or of a machine next door
+        return "." in host and host.rpartition(".")[2] not in _PRIVATE_ENDINGS
 
 
 def _on_this_host(url: str) -> bool:

@@ -1,12 +1,15 @@
 """Which variants each tool has, and whether a GPU service can carry them out now."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
 from gateway.backends.base import Backend, Readiness, WorkflowReadiness
-from gateway.errors import FieldError, ModelNotInstalled, NotReady, UnknownVariant
+from gateway.choices import Choices, Order, at_once, in_use, tiers
+from gateway.errors import FieldError, ModelNotInstalled, NotReady, UnknownBackend, UnknownVariant
+from gateway.job import Call
+from gateway.operations import OPERATIONS
 from gateway.tool import AnyTool
 from gpu_server.protocol import Missing
 from gpu_server.workflow import Workflow
@@ -43,6 +46,7 @@ class Catalogue:
     tools: Sequence[AnyTool]
     workflows: Mapping[str, Workflow]
     backends: Sequence[Backend]
+    choices: Choices = field(default_factory=Choices)
 
     def families(self, tool: AnyTool) -> list[Variant]:
         """List a tool's variants as declared: a family that names a file counts once."""
@@ -85,10 +89,10 @@ class Catalogue:
         self.require_installed(field, folder, file)
         return _of_file(family, file)
 
-    def first_ready(self, tool: AnyTool) -> Variant:
+    def first_ready(self, tool: AnyTool, places: Order | None = None) -> Variant:
         """Find the default variant, or another one while that cannot run."""
         families = self.families(tool)
-        able = (v for v in families if self.readiness(v).readiness != "missing")
+        able = (v for v in families if self.readiness(v, places).readiness != "missing")
         return next(able, families[0])
 
     def _parts(self, folder: str) -> frozenset[str]:
@@ -114,12 +118,19 @@ class Catalogue:
             [FieldError(field=field, code="model_not_installed", message=message)]
         )
 
-    def readiness(self, variant: Variant) -> WorkflowReadiness:
-        """Judge a variant over all backends: one that is ready suffices."""
+    def readiness(self, variant: Variant, places: Order | None = None) -> WorkflowReadiness:
+        """Judge a variant over the backends it may go to: one that is ready suffices.
+
+        Args:
+            variant: the variant.
+            places: backends that a call asks for; None: those of the settings.
+        """
         if variant.file == "<file>":
             return self._without_file(variant)
         name, digest = variant.workflow.name, variant.workflow.digest
-        asked = [backend.readiness(name, digest) for backend in self.backends]
+        order = places or self.choices.of_workflow(name)
+        found = tiers(self.backends, order, name, digest)
+        asked = [backend.readiness(name, digest) for tier in found for backend in tier]
         seen = [state for state in asked if state is not None]
         for wanted in ("ready", "unknown"):
             if any(s.readiness == wanted for s in seen):
@@ -128,18 +139,60 @@ class Catalogue:
             return WorkflowReadiness(readiness="unknown")
         return min(seen, key=lambda s: len(s.missing))
 
-    def require_ready(self, tool: AnyTool, variant: Variant) -> None:
-        """Raise NotReady when every backend lacks something the variant needs."""
-        state = self.readiness(variant)
+    def require_ready(self, tool: AnyTool, variant: Variant, places: Order | None = None) -> None:
+        """Raise NotReady when every backend it may go to lacks something the variant needs."""
+        state = self.readiness(variant, places)
         if state.readiness != "missing":
             return
         needs = "; ".join(_described(item) for item in state.missing) or "something"
-        ready = [v.name for v in self.variants(tool) if self.readiness(v).readiness == "ready"]
+        able = (v for v in self.variants(tool) if self.readiness(v, places).readiness == "ready")
+        ready = [v.name for v in able]
         others = f"Ready now: {', '.join(ready)}." if ready else "No variant is ready now."
+        where = f"no backend of {places[0]}" if places else "no GPU service"
         raise NotReady(
-            f"{variant.name} cannot run: no GPU service has {needs}. {others}",
+            f"{variant.name} cannot run: {where} has {needs}. {others}",
             [shown_missing(item) for item in state.missing],
         )
+
+    def require_backend(self, word: str, call: Call) -> None:
+        """Raise UnknownBackend unless some backend of that name or kind may carry out a call.
+
+        Of a call with several stages, those for which it needs a GPU, where there is any such.
+        """
+        stages = [stage for stage in call.stages if stage.workflow not in OPERATIONS]
+        able = [
+            backend
+            for backend in self.backends
+            if (backend.kind == "cpu") == (not stages)
+            and all(
+                backend.readiness(stage.workflow, stage.digest) is not None
+                for stage in stages or call.stages
+            )
+        ]
+        words = dict.fromkeys([*(b.kind for b in able), *(b.name for b in able)])
+        if word not in words:
+            known = f"use one of {', '.join(words)}" if words else "there is none at present"
+            raise UnknownBackend(
+                [FieldError(field="backend", code="unknown_backend", message=known)]
+            )
+
+    def executes_at_once(self, tool: str | None) -> int:
+        """Count how many jobs of a tool execute at the same time; None: of all that need a GPU."""
+        return sum(at_once(backend) for backend in self._in_use(tool))
+
+    def share_places(self, one: str, other: str) -> bool:
+        """Tell whether jobs of two tools wait for the same places."""
+        others = self._in_use(other)
+        return any(backend in others for backend in self._in_use(one)) or one == other
+
+    def goes_as_usual(self, tool: str, places: Order) -> bool:
+        """Tell whether what a call asks for is where the tool's jobs go at present."""
+        return in_use(self.backends, places) == self._in_use(tool)
+
+    def _in_use(self, tool: str | None) -> Sequence[Backend]:
+        on_cpu = any(operation.tool == tool for operation in OPERATIONS.values())
+        order = ("cpu",) if on_cpu else self.choices.of_tool(tool)
+        return in_use(self.backends, order)
 
     def _without_file(self, variant: Variant) -> WorkflowReadiness:
         folder = variant.argument.folder if variant.argument else ""

@@ -4,6 +4,7 @@ GatewayError
 ├── UsageError                      the caller can mend it
 │   ├── InvalidParameters     422   a field is wrong; `errors` names each one
 │   ├── UnknownVariant        422   `variant` names nothing we have
+│   ├── UnknownBackend        422   `backend` names nothing that could carry the call out
 │   ├── ModelNotInstalled     422   a LoRA or checkpoint no GPU service lists
 │   ├── PolicyViolation       422   asks for what this installation does not make
 │   ├── IdempotencyKeyReused  422   the same key came with another body
@@ -116,6 +117,13 @@ class UnknownVariant(InvalidParameters):
 
     code = "unknown_variant"
     title = "No such variant"
+
+
+class UnknownBackend(InvalidParameters):
+    """`backend` names nothing that could carry the call out."""
+
+    code = "unknown_backend"
+    title = "No such backend"
 
 
 class ModelNotInstalled(InvalidParameters):

@@ -161,6 +161,8 @@ class NewJob:
     call: Call
     deadline_s: float
     priority: int = 0
+    places: tuple[str, ...] | None = None
+    """Kinds or names of backends it may go to, in order; None: as the settings say."""
     size: float | None = None
     """How much work it is, in its tool's own units."""
     eta_seconds: float | None = None
@@ -296,6 +298,10 @@ class Run:
     """How far its job is, 0..1, when its stage begins."""
     before: Outcome | None = None
     """What the stages before came to."""
+    places: tuple[str, ...] | None = None
+    """Kinds or names of backends its call asked for."""
+    choice: str | None = None
+    """Why it was given the place it has."""
 
     def progress(self, fraction: float) -> float:
         """How far its job is when this run is that far."""

@@ -17,6 +17,7 @@ from gateway.api.context import Context
 from gateway.api.docs import ASSETS, add_docs
 from gateway.api.files import files_router
 from gateway.api.health import health_router
+from gateway.api.hooks import HOOKS_PATH, hooks_router
 from gateway.api.jobs import jobs_router
 from gateway.api.lingering import Lingering
 from gateway.api.media import media_router
@@ -109,6 +110,7 @@ def _add_routes(app: FastAPI, context: Context, views: Views) -> None:
             redirect=context.settings.serve_files == "redirect",
         )
     )
+    app.include_router(hooks_router(context))
     app.include_router(health_router(context))
     add_docs(app)
 
@@ -120,7 +122,7 @@ def _add_rings(app: FastAPI, context: Context) -> None:
     files = tuple(f"{tool.files_path}/" for tool in every if tool.files_path)
     files = (*files, f"{UPLOADS_PATH}/")
     # These routes judge signatures themselves: PUT slots have no key at all.
-    own_judgement = (*files, SLOTS_PATH, f"{ASSETS}/")
+    own_judgement = (*files, SLOTS_PATH, HOOKS_PATH, f"{ASSETS}/")
     by_mode = largest_body(settings)
     inline = {
         path: MAX_BODY + largest_files(tool.params, settings.max_image_size_mb)
@@ -132,7 +134,7 @@ def _add_rings(app: FastAPI, context: Context) -> None:
         return path in OPEN_PATHS or path.startswith(own_judgement)
 
     def limit_of(method: str, path: str) -> int | None:
-        if path.startswith(SLOTS_PATH) or takes_upload(method, path):
+        if path.startswith((SLOTS_PATH, HOOKS_PATH)) or takes_upload(method, path):
             return None
         if has_picture(method, path):
             return MAX_BODY + settings.max_image_size_mb * 1024 * 1024

@@ -9,13 +9,7 @@ from functools import partial
 
 import httpx
 
-from gateway.agreement import (
-    policy_of,
-    service_addresses,
-    slots_address,
-    stores_of,
-    tool_timeouts,
-)
+from gateway.agreement import choices_of, policy_of, stores_of, tool_timeouts
 from gateway.announcements import (
     announce_bad_workflow,
     announce_simulators,
@@ -25,12 +19,11 @@ from gateway.announcements import (
 from gateway.api.context import Context, WatchedBackend
 from gateway.api.views import Views
 from gateway.api.webhooks import payload
+from gateway.assembly import Built, Parts, built
 from gateway.backends.base import Backend
-from gateway.backends.cpu import NAME as CPU
-from gateway.backends.cpu import CpuBackend
-from gateway.backends.cpu_files import Transfers
-from gateway.backends.sidecar import Sidecar
+from gateway.backends.runpod_looks import Serverless
 from gateway.catalogue import Catalogue
+from gateway.choices import Choices
 from gateway.clock import SystemClock
 from gateway.db import Database
 from gateway.db.cards import Cards
@@ -38,6 +31,7 @@ from gateway.db.jobs import JobRows
 from gateway.db.limits import waiting_by_caller
 from gateway.db.own_workflows import OwnWorkflowRows
 from gateway.db.pictures import PictureRows
+from gateway.db.serverless import ServerlessRows
 from gateway.db.styles import Styles
 from gateway.db.templates import Templates
 from gateway.db.timings import Timings
@@ -52,8 +46,6 @@ from gateway.jobs.limits import QueueLimits
 from gateway.jobs.receivers import Receivers
 from gateway.jobs.sweep import Retention, Sweep
 from gateway.jobs.webhooks import Webhooks
-from gateway.mesh.order import MeshLimits
-from gateway.mesh.pool import MeshPool
 from gateway.operations import OPERATIONS
 from gateway.own_workflows.registry import ChecksWorkflows, OwnWorkflows, StoredWorkflows
 from gateway.own_workflows.tool import OWN
@@ -82,8 +74,7 @@ class Runtime:
     context: Context
     db: Database
     http: httpx.AsyncClient
-    sidecars: Sequence[Sidecar]
-    cpu: CpuBackend | None
+    built: Built
     sweep: Sweep
 
     @asynccontextmanager
@@ -98,20 +89,21 @@ class Runtime:
             await stack.enter_async_context(context.thumbnails.running())
             stack.push_async_callback(context.intake.close)
             await context.intake.open()
-            if self.cpu is not None:
-                await self.cpu.open()
-            for sidecar in self.sidecars:
-                stack.push_async_callback(sidecar.close)
-                await sidecar.start_watching()
+            cpu = self.built.cpu
+            if cpu is not None:
+                await cpu.open()
+            for watched in self.built.watched:
+                stack.push_async_callback(watched.close)
+                await watched.start_watching()
             # started after the jobs and stopped after them: giving runs back waits for no receiver
             stack.push_async_callback(context.webhooks.stop)
             stack.push_async_callback(context.jobs.stop)
             await context.jobs.start()
-            if self.cpu is not None:
+            if cpu is not None:
                 # before the jobs are stopped: they write down what it has broken off
-                stack.push_async_callback(self.cpu.close)
+                stack.push_async_callback(cpu.close)
             await context.webhooks.start()
-            announcing = asyncio.create_task(announce_simulators(self.sidecars))
+            announcing = asyncio.create_task(announce_simulators(self.built.sidecars))
             stack.callback(announcing.cancel)
             stack.push_async_callback(_stop, asyncio.create_task(announce_trouble(context.stores)))
             stack.push_async_callback(_stop, asyncio.create_task(self.sweep.run()))
@@ -135,18 +127,29 @@ def build(settings: Settings, backends: Sequence[WatchedBackend] | None = None) 
     stores = stores_of(settings, signer)
     storage = stores.storage
     brought = StoredWorkflows(OwnWorkflowRows(db))
-    sidecars = () if backends is not None else _sidecars(settings, http, workflows, brought)
-    places = sidecars if backends is None else backends
     disk = DiskSpace(settings.written_folders, least_mb=settings.min_free_disk_mb)
-    cpu = _cpu(settings, http, disk) if backends is None else None
-    every: Sequence[Backend] = [*places, *([cpu] if cpu else [])]
-    catalogue = Catalogue(tools=TOOLS, workflows={**workflows, **OPERATIONS}, backends=every)
+    parts = Parts(
+        settings=settings,
+        http=http,
+        db=db,
+        storage=storage,
+        signer=signer,
+        disk=disk,
+        workflows=workflows,
+        brought=brought,
+    )
+    own = built(parts) if backends is None else Built()
+    places = own.sidecars if backends is None else backends
+    every: Sequence[Backend] = [*places, *own.serverless, *([own.cpu] if own.cpu else [])]
+    catalogue = _catalogue(settings, workflows, every)
     models = TrainedModels(db)
     thumbnails = thumbnails_of(settings, db=db, storage=storage, signer=signer)
-    jobs = _jobs(settings, db, every, stores, signer, thumbnails=thumbnails)
+    jobs = _jobs(
+        settings, db, every, stores, signer, thumbnails=thumbnails, choices=catalogue.choices
+    )
     webhooks = _webhooks(settings, secret, db, jobs, storage)
-    for sidecar in sidecars:
-        sidecar.on_change = jobs.look_again
+    for watched in own.watched:
+        watched.on_change = jobs.look_again
     inputs = _inputs(settings, db, stores, signer)
     submission = _submission(
         settings, db, catalogue, models, jobs, webhooks=webhooks, disk=disk, inputs=inputs
@@ -160,15 +163,18 @@ def build(settings: Settings, backends: Sequence[WatchedBackend] | None = None) 
         submission=submission,
         thumbnails=thumbnails,
         own=_own_workflows(settings, brought, places, submission.policy),
+        serverless=Serverless(own.serverless, ServerlessRows(db)),
     )
-    return Runtime(
-        context=context,
-        db=db,
-        http=http,
-        sidecars=sidecars,
-        cpu=cpu,
-        sweep=_sweep(settings, db, storage, signer, thumbnails),
-    )
+    sweep = _sweep(settings, db, storage, signer, thumbnails)
+    return Runtime(context=context, db=db, http=http, built=own, sweep=sweep)
+
+
+def _catalogue(
+    settings: Settings, workflows: Mapping[str, Workflow], every: Sequence[Backend]
+) -> Catalogue:
+    choices = choices_of(settings, workflows.values())
+    known = {**workflows, **OPERATIONS}
+    return Catalogue(tools=TOOLS, workflows=known, backends=every, choices=choices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +198,7 @@ def _context(
     submission: Submission,
     thumbnails: Thumbnails,
     own: OwnWorkflows,
+    serverless: Serverless,
 ) -> Context:
     db, storage = base.db, base.stores.storage
     intake = intake_of(
@@ -224,6 +231,7 @@ def _context(
         webhooks=webhooks,
         submission=submission,
         own=own,
+        serverless=serverless,
     )
 
 
@@ -247,6 +255,7 @@ def _jobs(
     signer: Signer,
     *,
     thumbnails: Thumbnails,
+    choices: Choices,
 ) -> Jobs:
     return Jobs(
         db=db,
@@ -257,6 +266,8 @@ def _jobs(
         thumbnails=thumbnails,
         settings=JobSettings(
             backend_lost_after_s=settings.backend_lost_after,
+            choices=choices,
+            fallback_after_s=settings.fallback_after_s,
             lease_s=settings.replica_lease_s,
             max_running_per_caller=settings.max_running_per_caller,
         ),
@@ -296,8 +307,8 @@ def _submission(
 ) -> Submission:
     etas = Etas(
         history=Timings(db),
-        places=lambda tool: _places(catalogue, tool),
-        alike=lambda one, other: _on_cpu(one) == _on_cpu(other),
+        places=catalogue.executes_at_once,
+        alike=catalogue.share_places,
         clock=SystemClock(),
     )
     limits = QueueLimits(
@@ -320,18 +331,6 @@ def _submission(
         check_webhook=webhooks.check,
         timeouts=tool_timeouts(settings),
     )
-
-
-def _places(catalogue: Catalogue, tool: str | None) -> int:
-    """How many jobs of a tool execute at once; None: of all that need a GPU."""
-    if _on_cpu(tool):
-        return sum(b.capacity for b in catalogue.backends if b.name == CPU)
-    # each executes one job at a time; what it holds beyond that waits there
-    return sum(b.capacity > 0 for b in catalogue.backends if b.name != CPU)
-
-
-def _on_cpu(tool: str | None) -> bool:
-    return any(operation.tool == tool for operation in OPERATIONS.values())
 
 
 def _inputs(settings: Settings, db: Database, stores: Stores, signer: Signer) -> Inputs:
@@ -361,37 +360,6 @@ def _webhooks(
         secrets=settings.webhook_secrets or [webhook_secret(secret)],
         render=payload(jobs, Views(tools=tools, storage=storage, signer=Signer(secret))),
         clock=SystemClock(),
-    )
-
-
-def _sidecars(
-    settings: Settings,
-    http: httpx.AsyncClient,
-    workflows: Mapping[str, Workflow],
-    brought: StoredWorkflows,
-) -> tuple[Sidecar, ...]:
-    token = settings.gpu_service_token
-    secret = token.get_secret_value() if token else None
-    return tuple(
-        Sidecar(name, url, secret, http, workflows, brought=brought.for_backends)
-        for name, url in service_addresses(settings).items()
-    )
-
-
-def _cpu(settings: Settings, http: httpx.AsyncClient, disk: DiskSpace) -> CpuBackend:
-    limits = MeshLimits()
-    return CpuBackend(
-        pool=MeshPool(limits, workers=settings.mesh_workers),
-        workers=settings.mesh_workers,
-        transfers=Transfers(
-            http=http,
-            disk=disk,
-            most=limits.file_bytes,
-            public=slots_address(settings),
-            local=settings.local_url,
-            rules=FetchRules.of(settings.fetch_ports, settings.fetch_allow_networks),
-        ),
-        folder=settings.data / "meshes",
     )
 
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from gateway.backend_settings import BackendSettings
 from gateway.files_settings import CommaList, FilesSettings
 
 
@@ -57,7 +58,7 @@ def _words(secret: SecretStr) -> tuple[str, ...]:
     return tuple(secret.get_secret_value().split())
 
 
-class Settings(FilesSettings):
+class Settings(FilesSettings, BackendSettings):
     """The gateway's configuration: an environment variable of the same name in capitals each."""
 
     model_config = SettingsConfigDict(

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from gateway.calls import Loras, check_files, check_sizes, refused, values_of
 from gateway.catalogue import Catalogue, Variant
 from gateway.chains import Redrawing, stages_of
+from gateway.choices import Order
 from gateway.errors import DeadlineUnreachable, GatewayError
 from gateway.inputs import Checked, Inputs, sizes_of
 from gateway.job import Call, Job, NewJob, Source, TrainedModel, new_job_id
@@ -158,17 +159,21 @@ class Submission:
     ) -> NewJob:
         """Do everything but the write; files inside the call are in storage afterwards.
 
-        Raises InvalidParameters, UnknownVariant, ModelNotInstalled, PolicyViolation, NotReady,
-        DeadlineUnreachable, StorageFull and StorageError.
+        Raises InvalidParameters, UnknownVariant, UnknownBackend, ModelNotInstalled,
+        PolicyViolation, NotReady, DeadlineUnreachable, StorageFull and StorageError.
         """
         if options.webhook_url is not None:
             await self.check_webhook(options.webhook_url)
         loras = await self._loras(params)
         variant = self._variant(tool, params, loras.model)
-        asked = await self._asked(tool, variant, params, loras, origin)
+        places = None if options.backend is None else (options.backend,)
+        asked = await self._asked(tool, variant, params, loras, origin, places=places)
         size = tool.size(asked.call.params)
-        work = (tool.name, variant.name)
-        eta = await self.etas.expect(work, size, caller=origin.caller, priority=options.priority)
+        eta: Estimate | None = None
+        # the queue elsewhere says nothing of a place the call chose itself
+        if places is None or self.catalogue.goes_as_usual(tool.name, places):
+            work, caller = (tool.name, variant.name), origin.caller
+            eta = await self.etas.expect(work, size, caller=caller, priority=options.priority)
         deadline_s = options.deadline_s or tool.deadline_s
         if eta is not None:
             _require_in_time(eta, deadline_s)
@@ -184,6 +189,7 @@ class Submission:
             call=replace(asked.call, inputs=kept) if kept else asked.call,
             deadline_s=deadline_s,
             priority=options.priority,
+            places=places,
             size=size,
             eta_seconds=None if eta is None else round(eta.seconds, 1),
             webhook_url=options.webhook_url,
@@ -192,14 +198,21 @@ class Submission:
         )
 
     async def _asked(
-        self, tool: AnyTool, variant: Variant, params: ToolParams, loras: Loras, origin: Origin
+        self,
+        tool: AnyTool,
+        variant: Variant,
+        params: ToolParams,
+        loras: Loras,
+        origin: Origin,
+        *,
+        places: Order | None,
     ) -> _Asked:
         """Make what a call asks for, of values and files that may be used; nothing is stored."""
         timeout_s = self._timeout_s(tool)
         files = await self.inputs.check(params, origin.caller)
         check_files(variant, files)
         sent = values_of(params)
-        redrawing = self._redrawing(tool, params)
+        redrawing = self._redrawing(tool, params, places)
         # the first stage reads the prompt, and the files
         first = redrawing.variant if redrawing else variant
         style = await self._style(params, first, sent)
@@ -208,21 +221,25 @@ class Submission:
         await self._allow(tool, variant, origin, {**given, **style.sent}, files)
         as_asked = params.file_options()
         call = stages_of(tool, variant, sent, loras, timeout_s, files=as_asked, redrawing=redrawing)
+        if places is not None:
+            self.catalogue.require_backend(places[0], call)
         if redrawing is not None:
             files = redrawing.files(files)
-            self.catalogue.require_ready(redrawing.how.tool, redrawing.variant)
+            self.catalogue.require_ready(redrawing.how.tool, redrawing.variant, places)
         check_sizes(first, call, sizes_of(files))
-        self.catalogue.require_ready(tool, variant)
+        self.catalogue.require_ready(tool, variant, places)
         return _Asked(call=call, given=given, files=files)
 
-    def _redrawing(self, tool: AnyTool, params: ToolParams) -> Redrawing | None:
+    def _redrawing(
+        self, tool: AnyTool, params: ToolParams, places: Order | None
+    ) -> Redrawing | None:
         asked = params.model_fields_set & {"prompt", "styleId"}
         if tool.redraw is None or all(getattr(params, name) is None for name in asked):
             return None
         other = tool.redraw.tool
         return Redrawing(
             how=tool.redraw,
-            variant=self.catalogue.first_ready(other),
+            variant=self.catalogue.first_ready(other, places),
             timeout_s=self._timeout_s(other),
         )
 

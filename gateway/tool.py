@@ -185,6 +185,13 @@ class JobOptions(BaseModel):
         "foreseeably not be is refused at once. Absent: the tool's own, of `GET /api/tools`.",
         examples=[600],
     )
+    backend: str | None = Field(
+        default=None,
+        max_length=100,
+        description="Where it must be carried out: `gpu`, `runpod`, or the name of a backend as "
+        "`/health` shows it; it waits for that one. Absent: as the settings say.",
+        examples=["runpod"],
+    )
 
 
 class FileView(BaseModel):

@@ -81,6 +81,30 @@ class Slot(FileOptions):
     """It compares the body with its `Content-MD5`; the answer then tells `md5`."""
 
 
+class Receipt(Wire):
+    """Where a serverless worker writes down that it has taken a run, and how it ended.
+
+    The file is a `ReceiptNote` as JSON: nobody else could tell a caller that heard no answer to its
+    submit whether there is a job, or what a job made that its provider has forgotten.
+    """
+
+    get: str
+    """Address of the file by GET; 404 while there is none."""
+    put: str
+    """Address that takes its bytes by PUT, several times."""
+
+
+class ReceiptNote(Wire):
+    """What stands in a receipt."""
+
+    job: str | None = None
+    """The provider's id of the job that took the run."""
+    cancelled: bool = False
+    """The gateway's word to a job that has not begun: it must not."""
+    status: "RunStatus | None" = None
+    """How the run ended; None: it may be executing."""
+
+
 class RunRequest(Wire):
     """Everything one execution needs; `PUT /runs/{run_id}`."""
 
@@ -100,6 +124,8 @@ class RunRequest(Wire):
     patient: bool = False
     """Keep trying to deliver for as long as storage is away: whoever asked ends the run in time,
     and is told of it by `waits_for` (`/health` lists `sized`)."""
+    receipt: Receipt | None = None
+    """For the serverless worker, which reads it before it begins."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "RunRequest":
@@ -174,6 +200,9 @@ class RunStatus(Wire):
     """ComfyUI has begun to execute it (a lost run that never began counts no execution)."""
     duration_seconds: float | None = None
 
+
+# it names a message that is described further down
+ReceiptNote.model_rebuild()
 
 Readiness = Literal["ready", "missing", "unknown"]
 

@@ -156,6 +156,7 @@ async def _prepare(
     options = JobOptions(
         priority=body.priority,
         deadline_s=body.deadline_s or max(LEAST_DEADLINE_S, tool.deadline_s),
+        backend=body.backend,
     )
     errors: list[FieldError] = []
     for n, item in enumerate(body.items):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.backends.base import Backend
+from gateway.backends.runpod_looks import Serverless
 from gateway.catalogue import Catalogue
 from gateway.db.cards import Cards
 from gateway.db.styles import Styles
@@ -55,6 +56,7 @@ class Context:
     direct: DirectUploads
     thumbnails: Thumbnails
     backends: Sequence[WatchedBackend]
+    serverless: Serverless
     catalogue: Catalogue
     own: OwnWorkflows
     jobs: Jobs

@@ -8,6 +8,8 @@ from pydantic import BaseModel, Field
 
 from gateway.api.context import Context, WatchedBackend
 from gateway.api.views import as_json
+from gateway.backends.base import Kind
+from gateway.backends.runpod import Runpod
 
 logger = logging.getLogger(__name__)
 
@@ -16,11 +18,18 @@ class BackendHealth(BaseModel):
     """One place where work is carried out."""
 
     name: str
+    kind: Kind
     status: Literal["healthy", "degraded", "unreachable"]
     engine: str | None = Field(description="`comfyui`, `simulator`, or null while not known.")
     comfyui_version: str | None
     capacity: int
     detail: str | None
+    workers: dict[str, int] | None = Field(
+        default=None, description="Of a serverless endpoint, by state, as its provider counts them."
+    )
+    jobs: dict[str, int] | None = Field(
+        default=None, description="The same of its jobs: `inQueue`, `inProgress` and so on."
+    )
 
 
 class Health(BaseModel):
@@ -92,6 +101,7 @@ async def _trouble(context: Context) -> str | None:
 
 def _health(context: Context, trouble: str | None) -> Health:
     backends = [_backend(backend) for backend in context.backends]
+    backends += [_serverless(backend) for backend in context.serverless.backends]
     healthy = any(b.status == "healthy" for b in backends)
     reached = any(b.status != "unreachable" for b in backends)
     counts = context.jobs.counts()
@@ -116,9 +126,25 @@ def _backend(backend: WatchedBackend) -> BackendHealth:
         status, detail = "degraded", said.detail
     return BackendHealth(
         name=backend.name,
+        kind=backend.kind,
         status=status,
         engine=said.engine if said else None,
         comfyui_version=said.comfyui_version if said else None,
         capacity=backend.capacity,
         detail=detail,
+    )
+
+
+def _serverless(backend: Runpod) -> BackendHealth:
+    counts = backend.counts
+    return BackendHealth(
+        name=backend.name,
+        kind=backend.kind,
+        status="unreachable" if counts is None else "healthy",
+        engine=backend.engine,
+        comfyui_version=None,
+        capacity=backend.capacity,
+        detail=backend.trouble,
+        workers=None if counts is None else counts.workers,
+        jobs=None if counts is None else counts.jobs,
     )

@@ -66,6 +66,9 @@ class Order:
         default_factory=dict[str, tuple[InputFile, ...]]
     )
     """Addresses of the files it reads, by parameter, made for this start."""
+    again: bool = False
+    """An earlier start of it went unanswered, here or in a process that is gone: it may have taken
+    effect, or may yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,7 @@ class Progressed:
     """The work is done, and what is left is that storage takes the files."""
 
 
+Kind = Literal["gpu", "runpod", "cpu"]
 Readiness = Literal["ready", "missing", "unknown"]
 
 
@@ -97,6 +101,19 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """Stable name, stored with each run it is granted."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """What settings and callers choose it by, as well as by its name."""
+        ...
+
+    @property
+    def billed(self) -> bool:
+        """Each run is paid for, whoever looks at it.
+
+        Silence does not make such a run lost: only its deadline ends the waiting for an answer.
+        """
         ...
 
     @property

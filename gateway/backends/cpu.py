@@ -22,6 +22,7 @@ from pydantic import JsonValue
 
 from gateway.backends.base import (
     BackendUnreachable,
+    Kind,
     Order,
     Progressed,
     RunCancelled,
@@ -78,6 +79,16 @@ class CpuBackend:
     def name(self) -> str:
         """The same on every gateway."""
         return NAME
+
+    @property
+    def kind(self) -> Kind:
+        """The gateway's own CPU."""
+        return "cpu"
+
+    @property
+    def billed(self) -> bool:
+        """It costs nothing."""
+        return False
 
     @property
     def capacity(self) -> int:

@@ -14,6 +14,7 @@ from gateway.backends.base import (
     BackendError,
     BackendFull,
     BackendUnreachable,
+    Kind,
     Order,
     Progressed,
     RunCancelled,
@@ -95,6 +96,16 @@ class Sidecar:
     def name(self) -> str:
         """Stable name, stored with each run it is granted."""
         return self._name
+
+    @property
+    def kind(self) -> Kind:
+        """A GPU service."""
+        return "gpu"
+
+    @property
+    def billed(self) -> bool:
+        """Its machine is paid for by the hour, whatever it does."""
+        return False
 
     @property
     def capacity(self) -> int:

@@ -22,7 +22,7 @@ LONGEST_WAIT_S: Final = 5.0
 PROBE_S: Final = 15.0
 """How often a connection that says nothing is asked whether it is one still."""
 
-Kind = Literal["job", "progress", "run_ended", "granted", "unowned", "room", "missed"]
+Kind = Literal["job", "progress", "run_ended", "granted", "unowned", "room", "look", "missed"]
 NOTIFY: Final = select(func.pg_notify(CHANNEL, func.unnest(bindparam("told", type_=ARRAY(Text)))))
 
 
@@ -33,7 +33,8 @@ class Notice:
     job: a job (`id`) changed, its status is `value` · progress: how far (`value`) a job is ·
     run_ended: a run was ended by another hand than its driver's · granted: a run of owner `value`
     has a place · unowned: runs (of the caller `value`, if named) have no owner · room: a backend
-    has room again · missed: notices may have been lost, from here on they are heard.
+    has room again · look: a backend says that run `id` may be over · missed: notices may have been
+    lost, from here on they are heard.
     """
 
     kind: Kind

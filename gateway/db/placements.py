@@ -7,13 +7,17 @@ from typing import Any
 from pydantic import JsonValue
 from sqlalchemy import (
     CTE,
+    ColumnElement,
     Executable,
+    FromClause,
     RowMapping,
     ScalarSelect,
     Select,
     String,
     Subquery,
+    Text,
     bindparam,
+    cast,
     func,
     literal,
     literal_column,
@@ -25,9 +29,10 @@ from sqlalchemy import (
 
 from gateway.db.engine import Transaction
 from gateway.db.job_log import note
-from gateway.db.records import micros
+from gateway.db.records import micros, storable
 from gateway.db.tables import jobs, runs
 
+CHOICE_LONGEST = 300
 HEADS = 256
 """Most candidates looked at in one round."""
 
@@ -49,6 +54,11 @@ _UNDER_WAY = select(
         runs.c.cancel_pending,
     )
 )
+
+
+def _work(run: FromClause) -> ColumnElement[str]:
+    """What runs have in common that may go to the same places: workflow, and where it may go."""
+    return func.coalesce(run.c.digest + cast(run.c.places, Text), run.c.digest)
 
 
 def _lanes() -> CTE:
@@ -96,7 +106,7 @@ def _first(lanes: Subquery) -> CTE:
             at.c.owner.in_(bindparam("owners", expanding=True)),
             at.c.not_before <= bindparam("now"),
             at.c.deadline_at > bindparam("now"),
-            at.c.digest.not_in(bindparam("without", expanding=True)),
+            _work(at).not_in(bindparam("without", expanding=True)),
         )
         if after is not None:
             query = query.where(
@@ -167,6 +177,8 @@ _OF_HEADS = select(
     runs.c.digest,
     runs.c.models,
     runs.c.created_at,
+    runs.c.places,
+    _work(runs).label("work"),
 ).where(runs.c.id.in_(bindparam("ids", expanding=True)))
 _UNTOLD = select(runs.c.id, runs.c.job_id, runs.c.workflow).where(runs.c.state == "waiting")
 _GRANT = update(runs).where(
@@ -206,9 +218,10 @@ async def heads(
     per_caller: int,
     without: Collection[str],
 ) -> list[dict[str, Any]]:
-    """The first waiting runs of each caller; `without` names workflow digests to leave out.
+    """The first waiting runs of each caller; `without` names what to leave out, by `work`.
 
-    Only those that `owners` drive: what a dead one was given, nobody would begin.
+    Only those that `owners` drive: what a dead one was given, nobody would begin. `work` is alike
+    for runs of one workflow that may go to the same places.
 
     `turn` is when the caller was last granted anything; 0 = never.
     """
@@ -227,23 +240,33 @@ async def heads(
 
 
 async def grant(
-    transaction: Transaction, run: str, epoch: int, backend: str, now: datetime
+    transaction: Transaction,
+    run: str,
+    epoch: int,
+    backend: str,
+    now: datetime,
+    *,
+    choice: str | None = None,
 ) -> bool:
-    """Give a waiting run its place; False when it is not as it was.
+    """Give a waiting run its place, and say why; False when it is not as it was.
 
     Of several in one transaction, the lower id goes first.
     """
-    values = {"state": "granted", "backend": backend, "granted_at": micros(now), "waits_for": None}
+    values = {
+        "state": "granted",
+        "backend": backend,
+        "granted_at": micros(now),
+        "choice": None if choice is None else storable(choice, CHOICE_LONGEST),
+        "waits_for": None,
+    }
     return await transaction.matched(_GRANT, {"run": run, "run_epoch": epoch, **values}) > 0
 
 
 async def explain(
-    transaction: Transaction, digest: str, why: str, now: datetime, *, limit: int
+    transaction: Transaction, work: str, why: str, now: datetime, *, limit: int
 ) -> int:
-    """Log once, for each run that waits with this workflow, what it waits for."""
-    return await _explain(
-        transaction, _UNTOLD.where(runs.c.digest == digest).limit(limit), why, now
-    )
+    """Log once, for each run that waits with such work, what it waits for."""
+    return await _explain(transaction, _UNTOLD.where(_work(runs) == work).limit(limit), why, now)
 
 
 async def explain_runs(

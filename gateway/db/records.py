@@ -144,7 +144,14 @@ def to_run(row: Row) -> Run:
         handed_over=row["state"] == "granted" and row["granted_at"] is None,
         begins_at=stages[stage - 1].ends_at if stage else 0.0,
         before=None if before is None else _OUTCOME.validate_python(before),
+        places=to_places(row["places"]),
+        choice=row["choice"],
     )
+
+
+def to_places(stored: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Where a run may go, from its row; None: as the settings say."""
+    return None if stored is None else tuple(stored)
 
 
 def to_artifact(row: Row) -> Artifact:

@@ -90,6 +90,7 @@ class RunRows:
                 run,
                 "waiting",
                 backend=None,
+                choice=None,
                 granted_at=None,
                 not_before=micros(not_before),
             )
@@ -111,6 +112,8 @@ class RunRows:
                 writing, run, "started", reference=storable(reference), started_at=micros(now)
             )
             data: dict[str, JsonValue] = {"backend": run.backend, "attempt": run.attempt}
+            if run.choice is not None:
+                data["reason"] = run.choice
             await log_move(writing, moved, "processing", data, now)
 
         await self._db.write(work)

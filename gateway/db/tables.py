@@ -111,6 +111,10 @@ runs = Table(
     Column("executed", Boolean, nullable=False, server_default=false()),
     Column("cancel_pending", Boolean, nullable=False, server_default=false()),
     Column("waits_for", Text),
+    # where it may be carried out, kinds or names of backends in order; null: as the settings say
+    Column("places", JSON),
+    # why it was given the place it has
+    Column("choice", String(300)),
     Column("error_code", String(100)),
     Column("error_message", Text),
     Column("created_at", BigInteger, nullable=False),

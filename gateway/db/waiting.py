@@ -10,6 +10,7 @@ def first_run(new: NewJob, job: Row, owner: str | None) -> dict[str, Any]:
     """The row of the run a job just submitted begins with; `job` is the job's own row."""
     return waiting_row(
         new.call,
+        new.places,
         id=run_id(new.id, 0, 0),
         job_id=new.id,
         stage=0,
@@ -23,8 +24,14 @@ def first_run(new: NewJob, job: Row, owner: str | None) -> dict[str, Any]:
     )
 
 
-def waiting_row(call: Call, **columns: Any) -> dict[str, Any]:  # noqa: ANN401  # column values
+def waiting_row(
+    call: Call,
+    places: tuple[str, ...] | None,
+    **columns: Any,  # noqa: ANN401  # column values
+) -> dict[str, Any]:
     """The row of a run that has not begun; what is told apart from the call comes as columns."""
+    # left out where there are none: a JSON column would keep the word null, which is a value
+    asked = {} if places is None else {"places": list(places)}
     return {
         "state": "waiting",
         "epoch": 0,
@@ -33,6 +40,7 @@ def waiting_row(call: Call, **columns: Any) -> dict[str, Any]:  # noqa: ANN401  
         "workflow": call.workflow,
         "digest": call.digest,
         "models": list(call.models),
+        **asked,
         **columns,
     }
 
@@ -48,6 +56,7 @@ def run_after(
     """The row of the run that follows another one of its job: nothing that is the job's changes."""
     return waiting_row(
         call,
+        run.places,
         id=run_id(run.job_id, stage, attempt),
         job_id=run.job_id,
         stage=stage,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from gateway.doctor import database, exposure, gateway, gpu, ground, store, webhooks
+from gateway.doctor import database, exposure, gateway, gpu, ground, serverless, store, webhooks
 from gateway.doctor.findings import Notes, Report, report, secrets_of
 from gateway.security.signing import UnusableSecret, load_secret, webhook_secret
 from gateway.settings import Settings
@@ -34,6 +34,7 @@ async def examine(
         _within("storage", store.LIMIT_S, lambda n: store.check_store(settings, n)),
         _within("gateway", gateway.LIMIT_S, lambda n: gateway.check_gateway(settings, n)),
         _within("GPU", gpu.LIMIT_S, lambda n: gpu.check_gpu_services(settings, n)),
+        _within("RunPod", serverless.LIMIT_S, lambda n: serverless.check_serverless(settings, n)),
         _within("exposure", exposure.LIMIT_S, lambda n: _exposure(settings, n)),
         _within("internet", webhooks.LIMIT_S, webhooks.check_outside),
     ]

@@ -5,10 +5,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from gateway.agreement import Misconfigured
+from gateway.agreement import Misconfigured, slots_address
 from gateway.doctor.exposure import is_loopback
 from gateway.doctor.findings import Notes
-from gateway.runtime import slots_address
 from gateway.settings import Settings
 
 LIMIT_S = 20.0

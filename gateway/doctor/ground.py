@@ -8,9 +8,17 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from gateway.agreement import Misconfigured, policy_of, service_addresses, tool_timeouts
+from gateway.agreement import (
+    Misconfigured,
+    endpoints,
+    orders_of_backends,
+    policy_of,
+    service_addresses,
+    slots_address,
+    tool_timeouts,
+    worker_address,
+)
 from gateway.doctor.findings import Notes
-from gateway.runtime import slots_address
 from gateway.security.signing import UnusableSecret, load_secret
 from gateway.settings import Settings, environment_name
 from gateway.storage.disk import MEGABYTE, free_bytes
@@ -62,11 +70,22 @@ def check_settings_together(settings: Settings, notes: Notes) -> None:
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:
-    for needed in (slots_address, service_addresses, tool_timeouts, policy_of):
+    said: list[str] = []
+    for needed in (
+        slots_address,
+        service_addresses,
+        tool_timeouts,
+        policy_of,
+        endpoints,
+        worker_address,
+        orders_of_backends,
+    ):
         try:
             needed(settings)
         except Misconfigured as error:
-            yield str(error)
+            said.append(str(error))
+    # one asks what another has asked before
+    yield from dict.fromkeys(said)
 
 
 def check_ground(settings: Settings, notes: Notes) -> None:

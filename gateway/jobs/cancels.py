@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 
 from gateway.backends.base import Backend, BackendUnreachable
+from gateway.choices import BILLED
 from gateway.clock import Clock
-from gateway.db import DatabaseUnavailable
+from gateway.db import DatabaseUnavailable, Row
 from gateway.db.records import moment
 from gateway.db.runs import RunRows
 from gateway.jobs.patience import Patience
@@ -15,6 +16,8 @@ from gateway.jobs.patience import Patience
 _log = logging.getLogger(__name__)
 
 AT_ONCE = 1000
+BILLED_FOR = timedelta(days=1)
+"""How long a run that is paid for is left to other gateways, should none here reach its backend."""
 
 
 class Cancels:
@@ -70,7 +73,7 @@ class Cancels:
     async def _look(self) -> None:
         for row in await self._rows.to_cancel(AT_ONCE):
             run_id: str = row["id"]
-            if row["backend"] not in self._backends and not self._given_up(row["ended_at"]):
+            if row["backend"] not in self._backends and not self._given_up(row):
                 # another gateway may reach it
                 continue
             # a start that is still on its way would overtake the cancel and run for nobody; it
@@ -81,8 +84,9 @@ class Cancels:
             self._telling[run_id] = task
             task.add_done_callback(lambda _, run_id=run_id: self._telling.pop(run_id, None))
 
-    def _given_up(self, ended_at: int) -> bool:
-        return self._clock.now() - moment(ended_at) > self._lost_after
+    def _given_up(self, row: Row) -> bool:
+        patience = BILLED_FOR if row["backend"].startswith(BILLED) else self._lost_after
+        return self._clock.now() - moment(row["ended_at"]) > patience
 
     async def _tell(self, run_id: str, name: str, reference: str | None) -> None:
         backend = self._backends.get(name)

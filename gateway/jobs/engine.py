@@ -151,7 +151,7 @@ class Jobs:
             starting=set(),
             doubtful=set(),
             in_background=self._drivers.in_background,
-            tell_backends=self._tell_backends,
+            tell_backends=lambda: self._cancels.wake(),  # noqa: PLW0108  # made later
         )
 
     async def start(self) -> None:
@@ -196,6 +196,9 @@ class Jobs:
             self._ownership.uncertain()
             raise
         self._deadlines.added(new.deadline_s)
+        if new.places is not None:
+            # it may be for a place that nothing else goes to at present
+            self._placement.wake(queued=True, room=True)
         return job, False
 
     async def _insert(self, new: NewJob, owner: str | None) -> Job:
@@ -349,9 +352,6 @@ class Jobs:
         if run_id not in self._engine.starting:
             self._drivers.interrupt(run_id)
 
-    def _tell_backends(self) -> None:
-        self._cancels.wake()
-
     def _changed(self, change: JobChange) -> None:
         """A commit of this process changed a job."""
         self._hub.changed(change)
@@ -381,7 +381,7 @@ class Jobs:
                 self._granted(notice.id, notice.value)
             case "unowned":
                 self._ownership.look(notice.value)
-            case "room":
+            case "room" | "look":
                 self._placement.wake(room=True)
             case "missed":
                 self._hub.wake_all()

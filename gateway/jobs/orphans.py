@@ -9,6 +9,8 @@ from gateway.db.sweeps import SweepRows
 from gateway.db.uploads import Uploads
 from gateway.job import INPUTS_PREFIX, THUMBNAILS_PREFIX, UPLOADS_PREFIX
 from gateway.pictures import PICTURE_PREFIXES
+from gateway.receipts import KEPT as RECEIPTS_KEPT
+from gateway.receipts import is_receipt
 from gateway.storage.base import ListedFile
 
 ORPHAN_AFTER = timedelta(hours=1)
@@ -37,10 +39,13 @@ class Orphans:
         only with the age at which any file goes: a database restored from an old copy, or a new
         one beside old files, must not cost anybody's results. What came inside a call is no
         result: without its job it goes at once, and so do a picture without template or style, an
-        upload and a thumbnail that no row names.
+        upload and a thumbnail that no row names. Receipts of runs go by their age alone: they speak
+        to jobs that may outlive their row.
         """
-        old = [file for file in page if file.written_at < now - ORPHAN_AFTER]
-        unused: list[str] = []
+        spent = [f.key for f in page if is_receipt(f.key) and f.written_at < now - RECEIPTS_KEPT]
+        files = [file for file in page if not is_receipt(file.key)]
+        old = [file for file in files if file.written_at < now - ORPHAN_AFTER]
+        unused: list[str] = [*spent]
         for prefix, among in self._owners.items():
             keys = [file.key for file in old if _prefix(file) == prefix]
             if keys:

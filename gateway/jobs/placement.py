@@ -5,13 +5,14 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from gateway.backends.base import Backend
 from gateway.clock import Clock
 from gateway.db import Database, DatabaseUnavailable, Row, Transaction, placements
-from gateway.db.records import micros
+from gateway.db.records import micros, to_places
+from gateway.jobs.choosing import Choosing, Standing, Work
 from gateway.jobs.scoring import Candidate, Grant, Place, choose
 from gateway.jobs.settings import JobSettings
 
@@ -21,6 +22,9 @@ HEADS_PER_CALLER = 16
 EXPLAINED_AT_ONCE = 100
 LIVING_S = 1.0
 """How often it is looked who lives, at most."""
+FURTHER_S = 0.25
+FURTHER_SHARE = 0.05
+"""To look past many runs takes long: how often at most, and what share of the time is spent so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,16 +32,49 @@ class _Round:
     """What one transaction did."""
 
     grants: Sequence[Grant]
-    stuck: Mapping[str, str]
-    """Workflows by digest that wait and that no backend can carry out."""
+    stuck: Mapping[str, Work]
+    """What waits, by key, and no backend can carry out to which it may go."""
     why: Mapping[str, str]
-    """By digest, what the stuck ones wait for as of this look; none where it did not look."""
+    """By key, what the stuck ones wait for as of this look; none where it did not look."""
     held: Sequence[str] = ()
     """Runs whose callers have as many under way as may be."""
     left: bool
     """Something waits still."""
     full: bool
-    """No backend has room for another one."""
+    """No backend has room for another one, of those that work goes to at present."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Heads:
+    """The runs of one round, and where they may go."""
+
+    replica: str
+    reached: Mapping[str, frozenset[str] | None]
+    rows: int = 0
+    candidates: Sequence[Candidate] = ()
+    standings: dict[str, Standing] = field(default_factory=dict[str, Standing])
+    """By the key of the work."""
+    stuck: dict[str, Work] = field(default_factory=dict[str, Work])
+    more: bool = False
+    """Runs were left out that wait still."""
+    further: bool = False
+    """It was looked past runs that only have to wait for room."""
+
+    def may_go(self, backend: str, candidate: Candidate) -> bool:
+        """Whether a run may be given that backend now.
+
+        The place for what is to weigh more than health. A budget closes billed backends to a
+        caller here; spill-over by predicted wait opens the next choice while the first is only
+        busy. Both have a reason to give, as `Standing.reason` is, for the job's log.
+        """
+        standing = self.standings[candidate.work]
+        # that its first choice is away, its owner must find: it is who would have to reach it
+        if standing.fallback and candidate.owner != self.replica:
+            return False
+        reached = self.reached.get(candidate.owner)
+        # its owner may have been told of other backends than we were
+        reaches = reached is None or backend in reached
+        return reaches and backend in standing.open
 
 
 class Placement:
@@ -68,7 +105,9 @@ class Placement:
         # what follows saves work or improves a choice; nothing depends on it to be right
         self._warm: dict[str, frozenset[str]] = {}
         self._full_until: dict[str, float] = {}
-        self._stuck: Mapping[str, str] = {}
+        self._further_at = -math.inf
+        self._stuck: Mapping[str, Work] = {}
+        self._choosing = Choosing(backends, settings)
         self._idle = False
         self._full = False
 
@@ -101,10 +140,14 @@ class Placement:
     async def run(self) -> None:
         """Place until cancelled."""
         loop, swept_at = asyncio.get_running_loop(), -math.inf
+        seen = self._look()
         try:
             while True:
                 self._woken.clear()
-                seen = self._look()
+                before, seen = seen, self._look()
+                if seen != before:
+                    # whatever woke us came at the same time as this, and may say less
+                    self._idle = self._full = False
                 # however often it is woken: a wake-up may have been lost among others that came
                 swept = loop.time() >= swept_at + self._settings.sweep_s
                 swept_at = loop.time() if swept else swept_at
@@ -136,8 +179,8 @@ class Placement:
         for grant in done.grants:
             self._warm[grant.backend] = grant.candidate.needs
             self._granted(grant.candidate.run_id, grant.candidate.owner)
-        for digest, why in done.why.items():
-            await self._explain(digest, why, now)
+        for work, why in done.why.items():
+            await self._explain(work, why, now)
         # not in every round: most of them wait for a moment only
         if swept and done.held:
             await self._explain_held(done.held, now)
@@ -155,43 +198,94 @@ class Placement:
         places = self._places(busy)
         if not any(place.room > 0 for place in places) and not swept:
             return _Round(grants=(), stuck=self._stuck, why={}, left=True, full=True)
+        seen = await self._heads(writing, now, busy, places)
+        running = Counter[str](row["caller"] for row in busy)
+        grants = choose(seen.candidates, places, running, seen.may_go, self._settings)
+        # in one order everywhere: who locks several runs must not wait for who waits for him
+        grants.sort(key=lambda grant: grant.candidate.run_id)
+        given = [grant for grant in grants if await self._give(writing, grant, seen, now)]
+        return _Round(
+            grants=given,
+            stuck=seen.stuck,
+            why={key: self._choosing.waits_for(work) for key, work in seen.stuck.items()},
+            held=self._held(seen.candidates, given, running),
+            left=seen.more or len(given) < seen.rows,
+            full=self._filled(places, given),
+        )
+
+    async def _heads(
+        self, writing: Transaction, now: datetime, busy: Sequence[Row], places: Sequence[Place]
+    ) -> "_Heads":
+        """The runs to choose among, and where each kind of them may go."""
         untold = self._untold(busy)
-        stuck: dict[str, str] = {}
-        why: dict[str, str] = {}
+        room = [place.backend for place in places if place.room > 0]
+        seen = _Heads(replica=self._replica, reached=self._living)
+        passed: set[str] = set()
+        clock = asyncio.get_running_loop().time
+        began = clock()
         while True:
             rows = await placements.heads(
                 writing,
                 now,
                 owners=self._living,
                 per_caller=HEADS_PER_CALLER,
-                without=sorted(stuck),
+                without=sorted(passed),
             )
-            candidates = [_candidate(row, now) for row in rows if row["job_id"] not in untold]
+            seen.rows = len(rows)
+            seen.candidates = [_candidate(row, now) for row in rows if row["job_id"] not in untold]
+            for candidate in seen.candidates:
+                if candidate.work not in seen.standings:
+                    standing = self._choosing.standing(_work(candidate))
+                    seen.standings[candidate.work] = standing
             # looked at again without those: they must not hide runs that can be placed
-            hopeless = {c.digest: c.workflow for c in candidates if not self._anywhere(c)}
-            if not hopeless:
+            hopeless = {
+                c.work: _work(c) for c in seen.candidates if not seen.standings[c.work].able
+            }
+            seen.stuck |= hopeless
+            in_the_way = set[str]()
+            if began >= self._further_at:
+                in_the_way = self._in_the_way(seen, rows, room)
+            seen.further = seen.further or bool(in_the_way)
+            if not (hidden := hopeless.keys() | in_the_way):
                 break
-            stuck |= hopeless
-            why |= {digest: self._why(name, digest) for digest, name in hopeless.items()}
-        running = Counter[str](row["caller"] for row in busy)
-        grants = choose(candidates, places, running, self._ready, self._settings)
-        # in one order everywhere: who locks several runs must not wait for who waits for him
-        grants.sort(key=lambda grant: grant.candidate.run_id)
-        given = [grant for grant in grants if await self._give(writing, grant, now)]
-        left = bool(stuck) or len(given) < len(rows)
-        held = self._held(candidates, given, running)
-        full = len(given) >= sum(max(0, place.room) for place in places)
-        return _Round(grants=given, stuck=stuck, why=why, held=held, left=left, full=full)
+            seen.more = True
+            passed |= hidden
+        if seen.further:
+            took = clock() - began
+            self._further_at = clock() + max(FURTHER_S, took / FURTHER_SHARE)
+        return seen
+
+    def _in_the_way(self, seen: "_Heads", rows: Sequence[Row], room: Sequence[str]) -> set[str]:
+        """Work that no backend with room may take, while it may hide work that one may."""
+        each = Counter[str](row["caller"] for row in rows)
+        crowded = len(rows) >= placements.HEADS or HEADS_PER_CALLER in each.values()
+        if not room or not crowded:
+            return set()
+        taken = {c.work for c in seen.candidates if any(seen.may_go(name, c) for name in room)}
+        return {c.work for c in seen.candidates} - taken
+
+    def _filled(self, places: Sequence[Place], given: Sequence[Grant]) -> bool:
+        """Whether nothing can be given until room is made or another choice comes up."""
+        room = {place.backend: place.room for place in places if place.room > 0}
+        for grant in given:
+            room[grant.backend] -= 1
+        left = {name for name, more in room.items() if more > 0}
+        return not left or not left & self._choosing.in_use()
 
     def _untold(self, busy: Sequence[Row]) -> frozenset[str]:
         """Jobs whose attempt before may execute still: the next one waits until that is told.
 
         A start that went unanswered may take effect at any time before its cancel arrives.
-        A backend that does not answer was waited for long enough already.
+        A backend that does not answer was waited for long enough already, unless its runs are paid
+        for: none of those is begun elsewhere before it is known to be over.
         """
-        answering = {name for name, backend in self._backends.items() if backend.capacity > 0}
+        told = {
+            name
+            for name, backend in self._backends.items()
+            if backend.capacity > 0 or backend.billed
+        }
         return frozenset(
-            row["job_id"] for row in busy if row["cancel_pending"] and row["backend"] in answering
+            row["job_id"] for row in busy if row["cancel_pending"] and row["backend"] in told
         )
 
     def _held(
@@ -208,10 +302,17 @@ class Placement:
             if waiting.run_id not in placed and now_running[waiting.caller] >= most
         ]
 
-    async def _give(self, writing: Transaction, grant: Grant, now: datetime) -> bool:
+    async def _give(
+        self, writing: Transaction, grant: Grant, seen: "_Heads", now: datetime
+    ) -> bool:
         candidate = grant.candidate
         given = await placements.grant(
-            writing, candidate.run_id, candidate.epoch, grant.backend, now
+            writing,
+            candidate.run_id,
+            candidate.epoch,
+            grant.backend,
+            now,
+            choice=seen.standings[candidate.work].reason,
         )
         if given and candidate.owner != self._replica:
             writing.tell("granted", candidate.run_id, candidate.owner)
@@ -234,22 +335,9 @@ class Placement:
             )
         return places
 
-    def _ready(self, backend: str, candidate: Candidate) -> bool:
-        reached = self._living.get(candidate.owner)
-        # its owner may have been told of other backends than we were
-        reaches = reached is None or backend in reached
-        return reaches and self._carries_out(backend, candidate)
-
-    def _anywhere(self, candidate: Candidate) -> bool:
-        return any(self._carries_out(name, candidate) for name in self._backends)
-
-    def _carries_out(self, backend: str, candidate: Candidate) -> bool:
-        known = self._backends[backend].readiness(candidate.workflow, candidate.digest)
-        return known is not None and known.readiness == "ready"
-
-    async def _explain(self, digest: str, why: str, now: datetime) -> None:
+    async def _explain(self, work: str, why: str, now: datetime) -> None:
         await self._db.write(
-            lambda writing: placements.explain(writing, digest, why, now, limit=EXPLAINED_AT_ONCE)
+            lambda writing: placements.explain(writing, work, why, now, limit=EXPLAINED_AT_ONCE)
         )
 
     async def _explain_held(self, held: Sequence[str], now: datetime) -> None:
@@ -259,22 +347,16 @@ class Placement:
             lambda writing: placements.explain_runs(writing, held[:EXPLAINED_AT_ONCE], why, now)
         )
 
-    def _why(self, workflow: str, digest: str) -> str:
-        asked = [backend.readiness(workflow, digest) for backend in self._backends.values()]
-        known = [one for one in asked if one is not None]
-        lacking = [thing.name for one in known for thing in one.missing]
-        if known and all(one.readiness == "missing" for one in known):
-            return f"missing on every GPU service: {', '.join(dict.fromkeys(lacking))}"
-        return "no GPU service that can carry it out answers at present"
-
     def _look(self) -> tuple[object, ...]:
-        return tuple(
+        self._choosing.look(asyncio.get_running_loop().time())
+        states = (
             (
                 backend.capacity,
-                *(backend.readiness(name, digest) for digest, name in self._stuck.items()),
+                *(backend.readiness(one.workflow, one.digest) for one in self._stuck.values()),
             )
             for backend in self._backends.values()
         )
+        return (self._choosing.turns(), *states)
 
     async def _wait_for_cause(self, seen: tuple[object, ...], until: float) -> None:
         """Return when there is reason to place, or at that time."""
@@ -306,4 +388,10 @@ def _candidate(row: Row, now: datetime) -> Candidate:
         waited_s=max(0, micros(now) - row["created_at"]) / 1e6,
         created_at=row["created_at"],
         turn=row["turn"] or 0,
+        places=to_places(row["places"]),
+        work=row["work"],
     )
+
+
+def _work(candidate: Candidate) -> Work:
+    return Work(workflow=candidate.workflow, digest=candidate.digest, places=candidate.places)

@@ -14,11 +14,13 @@ from gateway.backends.base import (
     Order,
     Progressed,
 )
+from gateway.choices import BILLED
 from gateway.db import DatabaseUnavailable
 from gateway.db.runs import OwnershipLost
 from gateway.job import Artifact, Outcome, Produced, Run
 from gateway.jobs.endings import BackendLost, Ending
 from gateway.jobs.files import NotDelivered, RunFiles, made_inputs
+from gateway.jobs.patience import Patience
 from gateway.jobs.shared import Engine
 from gateway.storage.base import StorageError
 
@@ -103,7 +105,7 @@ class _Drive:
         """Begin or adopt it, and keep the reference before anything waits on it."""
         engine, run = self._engine, self._run
         order = engine.files.order(run, self._left())
-        patience = engine.patience(engine.settings.backend_lost_after_s)
+        patience = self._patience(backend.billed)
         while (reference := await self._asked_to_start(backend, order)) is None:
             if not await patience.pause():
                 raise BackendLost(f"{backend.name} does not answer")
@@ -127,7 +129,7 @@ class _Drive:
         engine.doubtful.add(order.run_id)
         engine.starting.add(order.run_id)
         try:
-            return await backend.start(order)
+            return await backend.start(order if first else replace(order, again=True))
         except BackendUnreachable:
             return None
         except BackendFull:
@@ -148,7 +150,7 @@ class _Drive:
     async def _follow(self, backend: Backend) -> Produced:
         """Look at it until it is over there; looking again is free, starting again is not."""
         engine, run = self._engine, self._run
-        patience = engine.patience(engine.settings.backend_lost_after_s)
+        patience = self._patience(backend.billed)
         written = asyncio.get_running_loop().time()
         try:
             while True:
@@ -227,13 +229,22 @@ class _Drive:
     async def _backend(self) -> Backend:
         """Where it runs; one that no living gateway can reach is waited for like a silent one."""
         engine, name = self._engine, self._run.backend or ""
-        patience = engine.patience(engine.settings.backend_lost_after_s)
+        # one that was taken out of the settings is known by its name alone
+        patience = self._patience(name.startswith(BILLED))
         while (backend := engine.backends.get(name)) is None:
             if not await patience.pause():
                 raise BackendLost(f"{name} is not configured any more")
             if await engine.rows.load(self._run.id, engine.owner) is None:
                 raise OwnershipLost(self._run.id)
         return backend
+
+    def _patience(self, billed: bool) -> Patience:  # noqa: FBT001  # as the backend has it
+        """How long to ask a silent backend; one whose runs are paid for until the deadline.
+
+        It goes on there and costs what it costs: begun elsewhere, it would be paid for twice.
+        """
+        limit_s = None if billed else self._engine.settings.backend_lost_after_s
+        return self._engine.patience(limit_s)
 
     def _left(self) -> timedelta:
         return self._run.deadline_at - self._engine.clock.now()

@@ -24,6 +24,10 @@ class Candidate:
     created_at: int
     turn: int
     """When its caller was last granted anything; 0 = never."""
+    places: tuple[str, ...] | None = None
+    """Kinds or names of backends that its call asks for; None: as the settings say."""
+    work: str = ""
+    """The same for all runs of its workflow that may go to the same places."""
 
     @property
     def needs(self) -> frozenset[str]:

@@ -1,12 +1,14 @@
-"""How patient the job engine is."""
+"""How patient the job engine is, and where it lets work go."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+
+from gateway.choices import Choices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSettings:
-    """Every limit and interval the rules of jobs know; times in seconds."""
+    """Every limit, interval and order the rules of jobs know; times in seconds."""
 
     max_attempts: int = 3
     """Transient failures that end a job."""
@@ -17,6 +19,10 @@ class JobSettings:
     retry_backoff_max_s: float = 60
     backend_lost_after_s: float = 120
     """A backend unreachable for this long loses its runs to another attempt."""
+    choices: Choices = field(default_factory=Choices)
+    """Where work goes, by tool."""
+    fallback_after_s: float = 15
+    """A backend must have been away for this long before work goes to the next choice."""
     backend_full_pause_s: float = 1
     """A backend that refused a run for lack of room is granted none for this long."""
     reconnect_s: float = 0.25

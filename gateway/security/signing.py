@@ -73,6 +73,7 @@ class Signer:
         # one derived key a purpose, so that a name can never be replayed as a signature
         self._address_key = hmac.digest(secret, b"addresses", "sha256")
         self._name_key = hmac.digest(secret, b"file names", "sha256")
+        self._hook_key = hmac.digest(secret, b"hooks", "sha256")
         self._clock = clock
 
     def link(self, path: str, lifetime: timedelta) -> str:
@@ -97,6 +98,14 @@ class Signer:
     def name(self, run_id: str, slot: str) -> str:
         """A file name nobody can guess, always the same for one slot of one run."""
         return hmac.digest(self._name_key, f"{run_id}\0{slot}".encode(), "sha256").hex()[:32]
+
+    def hook(self, run_id: str) -> str:
+        """What nobody but us and whom we tell can call about that run."""
+        return hmac.digest(self._hook_key, run_id.encode(errors="replace"), "sha256").hex()
+
+    def is_hook(self, run_id: str, given: str) -> bool:
+        """Whether that is what we told about the run."""
+        return hmac.compare_digest(self.hook(run_id).encode(), given.encode(errors="replace"))
 
     def _signed(self, method: str, path: str, expires: int) -> str:
         return f"{path}?expires={expires}&signature={self._signature(method, path, str(expires))}"

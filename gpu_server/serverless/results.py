@@ -15,7 +15,7 @@ from gpu_server.protocol import OutputFile, RunStatus
 from gpu_server.run import Run
 from gpu_server.serverless.bucket import Bucket
 from gpu_server.serverless.calls import Call
-from gpu_server.serverless.failing import CallFailed
+from gpu_server.serverless.failing import TOO_LARGE, CallFailed
 
 Result = dict[str, JsonValue]
 _LISTS = {"image": "images", "video": "videos"}
@@ -36,6 +36,11 @@ def checked(result: Result, most_bytes: int) -> Result:
 def of_request(status: RunStatus) -> Result:
     """The answer to a RunRequest: its `RunStatus`."""
     return cast("Result", status.model_dump(mode="json", exclude_none=True))
+
+
+def in_receipt(run_id: str) -> Result:
+    """The answer to a RunRequest whose `RunStatus` is too large: its receipt has it."""
+    return {"run_id": run_id, "receipt": True}
 
 
 async def in_bucket(call: Call, status: RunStatus, bucket: Bucket, link_s: float) -> Result:
@@ -106,4 +111,4 @@ def _result(call: Call, status: RunStatus, files: Sequence[tuple[str, Result]]) 
 
 def _too_large(most_bytes: int, advice: str) -> CallFailed:
     message = f"the result is larger than the {most_bytes} bytes that RunPod carries: {advice}"
-    return CallFailed("fatal", "result_too_large", message)
+    return CallFailed("fatal", TOO_LARGE, message)

@@ -14,10 +14,17 @@ from gpu_server.run import Run
 from gpu_server.runs import AtCapacity
 from gpu_server.serverless.bucket import Bucket
 from gpu_server.serverless.calls import Call, is_plain, read_plain, read_request
-from gpu_server.serverless.failing import SICK, CallFailed, told_to_gateway, told_to_people
+from gpu_server.serverless.failing import (
+    SICK,
+    TOO_LARGE,
+    CallFailed,
+    told_to_gateway,
+    told_to_people,
+)
 from gpu_server.serverless.progress import Settled, Tell, report
+from gpu_server.serverless.receipts import TakenRun
 from gpu_server.serverless.resident import Resident, reached
-from gpu_server.serverless.results import Result, checked, in_bucket, inside, of_request
+from gpu_server.serverless.results import Result, checked, in_bucket, in_receipt, inside, of_request
 from gpu_server.serverless.settings import WorkerSettings
 from gpu_server.serverless.tools import Endpoint
 from gpu_server.service import Service
@@ -58,12 +65,8 @@ class Worker:
         try:
             async with self._resident.service() as service:
                 return await self._answer(service, job, raw)
-        except (CallFailed, RunFailed) as error:
-            failure = error.failure
-        except Exception:  # noqa: BLE001 - the outermost ring: a job is always answered
-            # its text may hold paths and addresses
-            _log.exception("job %s failed", job.get("id"))
-            failure = Failure(kind="fatal", code="internal_error", message="the worker failed")
+        except Exception as error:  # noqa: BLE001 - the outermost ring: a job is always answered
+            failure = _failure(error, job)
         told = told_to_people(failure) if plain else told_to_gateway(failure)
         if self._sick or failure.code in SICK:
             _log.error("the worker gives itself up: %s", failure.code)
@@ -73,12 +76,47 @@ class Worker:
     async def _answer(self, service: Service, job: Job, raw: object) -> Result:
         # what is wrong with a call is told without ComfyUI, too
         call = None if is_plain(raw) else read_request(cast("Result", raw), service.catalogue)
-        await reached(service.comfy, _AWAY_S)
-        if call is None:
-            call = await read_plain(raw, await self._endpoint(service), self._bucket)
+        receipt = None if call is None else call.request.receipt
+        if call is None or receipt is None:
+            await reached(service.comfy, _AWAY_S)
+            if call is None:
+                call = await read_plain(raw, await self._endpoint(service), self._bucket)
+            return await self._carried_out(service, job, call, None)
+        async with TakenRun(receipt, job_id=str(job.get("id")), run_id=call.run_id) as taken:
+            ended = await taken.claim()
+            if ended is not None:
+                return self._told_before(ended)
+            return await self._told(service, job, call, taken)
+
+    async def _told(self, service: Service, job: Job, call: Call, taken: TakenRun) -> Result:
+        """Carry out a run that is this job's; its receipt tells how it ended, however that was."""
+        try:
+            await reached(service.comfy, _AWAY_S)
+            return await self._carried_out(service, job, call, taken)
+        except Exception as error:  # noqa: BLE001 - a bug is an end of the run, too
+            failure = _failure(error, job)
+            if taken.kept and failure.code == TOO_LARGE:
+                return in_receipt(call.run_id)
+            await taken.close(RunStatus(run_id=call.run_id, state="failed", failure=failure))
+            raise CallFailed.of(failure) from None
+
+    def _told_before(self, ended: RunStatus) -> Result:
+        """Answer as the job that ended the run was; its failure says nothing of this worker."""
+        if ended.state == "failed":
+            return told_to_gateway(_why(ended).failure)
+        try:
+            return checked(of_request(ended), self._settings.result_bytes)
+        except CallFailed:
+            return in_receipt(ended.run_id)
+
+    async def _carried_out(
+        self, service: Service, job: Job, call: Call, taken: TakenRun | None
+    ) -> Result:
         run = await self._begun(service, call)
         try:
             status = await self._followed(run, job)
+            if taken is not None and status.state != "cancelled":
+                await taken.close(status)
             result = await self._result(service, call, run, status)
         except asyncio.CancelledError:
             # RunPod thinks that it is over, and may hand out the next job at once.
@@ -127,7 +165,7 @@ class Worker:
     async def _result(self, service: Service, call: Call, run: Run, status: RunStatus) -> Result:
         if status.state != "completed":
             # of the ways to end, a cancelled task comes by another way
-            raise CallFailed(*_why(status))
+            raise _why(status)
         if not call.plain:
             return of_request(status)
         if self._bucket is not None:
@@ -151,11 +189,20 @@ class Worker:
             self._sick = True
 
 
-def _why(status: RunStatus) -> tuple[Any, str, str]:
+def _why(status: RunStatus) -> CallFailed:
     failure = status.failure
     if failure is None:
-        return "transient", "interrupted", "the run was cancelled"
-    return failure.kind, failure.code, failure.message
+        return CallFailed("transient", "interrupted", "the run was cancelled")
+    return CallFailed.of(failure)
+
+
+def _failure(error: Exception, job: Job) -> Failure:
+    """Say why a job failed; raises nothing."""
+    if isinstance(error, CallFailed | RunFailed):
+        return error.failure
+    # its text may hold paths and addresses
+    _log.error("job %s failed", job.get("id"), exc_info=error)
+    return Failure(kind="fatal", code="internal_error", message="the worker failed")
 
 
 async def _dropped(service: Service, run: Run) -> None:

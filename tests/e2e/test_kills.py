@@ -16,7 +16,7 @@ BODY: dict[str, Any] = {
     "height": 256,
     "num_inference_steps": 20,
 }
-SECONDS = 90
+SECONDS = 180
 
 
 def submit(client: httpx.Client, **changes: Any) -> str:
@@ -130,7 +130,7 @@ def test_a_gpu_service_without_its_journal_stops_what_it_does_not_know_and_begin
     assert own_stack.simulator()["counts"]["executions"] == 2
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_ten_restarts_under_a_waiting_job_harm_nothing(own_stack: Stack) -> None:
     own_stack.simulator(step_ms=5000)
     with own_stack.client() as client:

@@ -88,6 +88,8 @@ class FolderBackend:
     """Each run is a file that says when it will be done: it goes on whoever looks."""
 
     name = "gpu"
+    kind = "gpu"
+    billed = False
     capacity = 3
     engine = "simulator"
     installed: dict[str, frozenset[str]] | None = None

@@ -14,6 +14,7 @@ import pytest
 from gpu_server.serverless.settings import WorkerSettings
 from gpu_server.settings import Settings
 from tests.support.comfyui import Simulator
+from tests.support.recordings import bundled
 from tests.support.serverless import (
     PATIENCE_S,
     PYTHON,
@@ -131,6 +132,9 @@ def test_settings_that_do_not_fit_are_named_and_no_secret_is_shown(folder: Path)
 def test_the_page_names_every_test_input_and_every_setting() -> None:
     own = WorkerSettings.model_fields.keys() - Settings.model_fields.keys()
     assert not [name for name in own if f"`{name.upper()}`" not in PAGE]
+    inputs = {path.stem for path in INPUTS}
     printed = set(re.findall(r"gpu_server/test_inputs/([a-z0-9-]+)\.json", PAGE))
-    assert printed <= {path.stem for path in INPUTS}
     assert printed
+    assert printed <= inputs
+    assert not [name for name in inputs if f"`{name}`" not in PAGE]
+    assert inputs == {workflow.tool for workflow in bundled().values()}

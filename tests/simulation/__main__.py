@@ -9,7 +9,7 @@ import time
 
 from tests.simulation import campaign
 from tests.simulation.campaign import Options, Tally
-from tests.simulation.plan import FAULTS
+from tests.simulation.plan import FAULTS, PAID_FAULTS
 from tests.simulation.planted import BUGS
 from tests.simulation.world import run_plan
 
@@ -64,8 +64,9 @@ def _faults(arguments: argparse.Namespace) -> frozenset[str] | None:
     if named is None:
         return None
     faults = frozenset(fault for fault in named.split(",") if fault)
-    if unknown := faults - frozenset(FAULTS):
-        raise SystemExit(f"unknown faults: {sorted(unknown)}; there are: {', '.join(FAULTS)}")
+    known = (*FAULTS, *sorted(PAID_FAULTS))
+    if unknown := faults - frozenset(known):
+        raise SystemExit(f"unknown faults: {sorted(unknown)}; there are: {', '.join(known)}")
     return faults
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from gateway.backends.base import (
     BackendFull,
     BackendUnreachable,
+    Kind,
     Order,
     Progressed,
     RunCancelled,
@@ -40,6 +41,14 @@ class SimulatedBackend:
         return self._service.name
 
     @property
+    def kind(self) -> Kind:
+        return "runpod" if self._service.billed else "gpu"
+
+    @property
+    def billed(self) -> bool:
+        return self._service.billed
+
+    @property
     def capacity(self) -> int:
         seen = self._service.reachable and self._world.loop.time() >= self._seen_at
         return self._service.capacity if seen else 0
@@ -58,7 +67,7 @@ class SimulatedBackend:
 
     async def start(self, order: Order) -> str:
         self._world.trace(f"-> {self.name} start {order.run_id[:8]}")
-        self._world.judge.asked_to_start(order.run_id)
+        self._world.judge.asked_to_start(order.run_id, again=order.again)
         try:
             return await self._call(order.run_id, lambda: self._service.put(order))
         except BackendUnreachable:

@@ -91,7 +91,7 @@ class Chaos:
         for zombie in self._zombies:
             zombie.process.kill()
         for service in world.services:
-            service.reachable = True
+            service.reachable = not service.silent
         world.store.failing = False
         server = world.server
         server.disk_stalls = 0

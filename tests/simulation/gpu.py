@@ -30,6 +30,7 @@ class Execution:
     job_id: str
     stage: int
     service: str
+    billed: bool
     began: float
     fate: Fate = "running"
     ended: float | None = None
@@ -53,6 +54,11 @@ class ServiceRun:
 
 class GpuService:
     """One service with its ComfyUI; it keeps its own books and outlives every gateway."""
+
+    billed = False
+    """Its runs are paid for one by one."""
+    silent = False
+    """It answers nobody, peace or not."""
 
     def __init__(self, world: "World", name: str, capacity: int, rng: random.Random) -> None:
         self.world = world
@@ -157,6 +163,7 @@ class GpuService:
                 job_id=str(order.call.params["job"]),
                 stage=cast("int", order.call.params["stage"]),
                 service=self.name,
+                billed=self.billed,
                 began=self.world.loop.time(),
             )
             self.world.trace(f"{self.name} run {order.run_id[:8]} executes")
@@ -218,3 +225,29 @@ class GpuService:
         run.fraction = 1.0
         run.state = "completed"
         self._end(run, fate)
+
+
+class Serverless(GpuService):
+    """One that is paid for by the run; with its receipts, no id executes twice there either."""
+
+    billed = True
+
+    def put(self, order: Order) -> str:
+        """Take or adopt a run, and then answer nobody for long. Raises Full."""
+        reference = super().put(order)
+        if not self.silent and self._strikes("silence", 0.5):
+            self.silent = True
+            # longer than any other backend is waited for
+            began, seconds = self._rng.choice((0.0, 0.5, 2)), self._rng.choice((12, 25))
+            self.world.later(began, self._fall_silent)
+            self.world.later(began + seconds, self._speak)
+        return reference
+
+    def _fall_silent(self) -> None:
+        self.world.trace(f"{self.name} falls silent")
+        self.reachable = False
+
+    def _speak(self) -> None:
+        self.world.trace(f"{self.name} answers again")
+        self.silent, self.reachable = False, True
+        self.world.disturb()

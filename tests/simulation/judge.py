@@ -55,17 +55,18 @@ class Judge:
             if asked == run_id
         )
 
-    def asked_to_start(self, run_id: str) -> None:
-        """A gateway asks a service to begin a run."""
+    def asked_to_start(self, run_id: str, *, again: bool) -> None:
+        """A gateway asks a service to begin a run; `again`: it knows of an unanswered start."""
         row = self._world.ledger.runs.get(run_id)
         if row is None:
             if not self._world.ever_deleted:
                 self._world.breach(f"run {run_id[:8]} was started without a row")
-        elif row["state"] == "waiting" and row["owner"] == self._world.ledger.replicas.get(
-            _asker()
-        ):
+        elif row["owner"] == self._world.ledger.replicas.get(_asker()):
             # a zombie does not know yet that the run has gone on without it
-            self._world.breach(f"run {run_id[:8]} was started before it was granted")
+            if row["state"] == "waiting":
+                self._world.breach(f"run {run_id[:8]} was started before it was granted")
+            elif run_id in self._in_doubt and not again:
+                self._world.breach(f"run {run_id[:8]} was submitted blindly a second time")
 
     def start_unanswered(self, run_id: str) -> None:
         """Nobody knows whether a start has taken effect, or will."""
@@ -85,9 +86,14 @@ class Judge:
                 other.fate in ("lost", "transient", "spoiled")
                 # begun by a start that nobody saw answered, and stopped before the next one
                 or (other.fate == "cancelled" and other.run_id in self._in_doubt)
-                or self._was_unreachable(other.run_id)
+                # what is paid for by the run is waited for, whoever is silent
+                or (not other.billed and self._was_unreachable(other.run_id))
                 # begun by a request that came too late: its service was given up long ago
-                or (other.run_id != execution.run_id and execution.run_id in self._given_up)
+                or (
+                    other.run_id != execution.run_id
+                    and not execution.billed
+                    and execution.run_id in self._given_up
+                )
             )
             if not excused:
                 self._world.breach(

@@ -47,6 +47,9 @@ THEMES = (
 )
 """Faults that do their worst together: a share of the seeds draws one of these."""
 
+PAID_FAULTS = frozenset({"silence"})
+"""Faults of a serverless backend alone."""
+
 DRIVER_FAULTS = frozenset({"database_away", "lost_commits"})
 """Faults only the direct driver brings about."""
 
@@ -77,6 +80,8 @@ class Plan:
     pauses: tuple[tuple[tuple[int, float], ...], ...]
     """By gateway and incarnation, the turn at which it is stopped, and for how long."""
     slow_database: float
+    billed: int = 0
+    """Runs a serverless backend takes at once, behind the others; 0: there is none."""
     settings: dict[str, float] = field(default_factory=dict[str, float])
 
     def has(self, fault: str) -> bool:
@@ -96,6 +101,11 @@ def draw(seed: int) -> Plan:
     faults = frozenset(rng.choice(THEMES) if rng.random() < 0.3 else rng.sample(FAULTS, kinds))
     if driver != "direct":
         faults -= DRIVER_FAULTS
+    # drawn apart: worlds without such a backend stay as they are
+    paid = random.Random(f"billed {seed}")
+    billed = paid.choice((0, 0, 0, 1, 2))
+    if billed and paid.random() < 0.5:
+        faults |= PAID_FAULTS
     lease_s = rng.choice((6, 15) if big else (6, 6, 9))
     return Plan(
         seed=seed,
@@ -113,10 +123,12 @@ def draw(seed: int) -> Plan:
         crashes=tuple(_crashes(rng, faults) for _ in range(replicas)),
         pauses=tuple(_pauses(rng, faults, lease_s) for _ in range(replicas)),
         slow_database=rng.choice((0, 0.1, 0.5)),
+        billed=billed,
         settings={
             "backend_lost_after_s": rng.choice((8, 30)) if big else 8,
             "lease_s": lease_s,
             "backend_watch_s": rng.choice((0.5, 2, 2)),
+            "fallback_after_s": paid.choice((0, 3, 15)),
         },
     )
 

@@ -165,6 +165,24 @@ def unverified_files() -> Generator[None]:
 
 
 @_bug
+def paid_twice() -> Generator[None]:
+    """The silence of a backend is enough to begin a run elsewhere that is paid for there."""
+    with _replaced(SimulatedBackend, "billed", property(lambda _: False)):
+        yield
+
+
+@_bug
+def blind_submit() -> Generator[None]:
+    """A second start does not say that the first one went unanswered."""
+
+    def unchanged(value: Any, **changes: Any) -> Any:
+        return value if "again" in changes else replace(value, **changes)
+
+    with _replaced(runner, "replace", unchanged):
+        yield
+
+
+@_bug
 def no_takeover() -> Generator[None]:
     """A restarted gateway does not go on with what the last one left."""
 

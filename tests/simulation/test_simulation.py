@@ -23,6 +23,8 @@ PLANTED = {
     "early-answer": "acknowledged and is not committed",
     "forgotten-cancel": "longer than its job",
     "unverified-files": "is completed but",
+    "paid-twice": "executes again",
+    "blind-submit": "submitted blindly",
     "stage-outside": "is open with 0 open runs",
     "other-file": "the stage before made",
 }

@@ -89,6 +89,7 @@ class Workload:
             call=call,
             deadline_s=deadline_s,
             priority=rng.choice((0, 0, 5)),
+            places=("runpod",) if self._world.plan.billed and rng.random() < 0.3 else None,
             idempotency_key=key,
             request_hash="f" * 64 if key else None,
             webhook_url="https://example.com/hook" if rng.random() < 0.5 else None,

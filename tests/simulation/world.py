@@ -28,7 +28,7 @@ from gateway.db.tables import metadata
 from tests.simulation.chaos import Chaos
 from tests.simulation.dbapi import Server
 from tests.simulation.direct import DirectServer, File
-from tests.simulation.gpu import GpuService
+from tests.simulation.gpu import GpuService, Serverless
 from tests.simulation.judge import Judge
 from tests.simulation.ledger import Ledger, template
 from tests.simulation.loop import Stuck, VirtualLoop
@@ -104,6 +104,9 @@ class World:
             GpuService(self, f"gpu{n}", capacity, random.Random(f"{seed} gpu {n}"))
             for n, capacity in enumerate(plan.capacities)
         ]
+        if plan.billed:
+            rng = random.Random(f"{seed} serverless")
+            self.services.append(Serverless(self, "runpod:r", plan.billed, rng))
         self.folder_held_by: Process | None = None
         self.faulty = True
         self.disturbed_at = 0.0

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,14 @@ from fastapi import FastAPI
 from pydantic import JsonValue, SecretStr
 
 from gateway.api.context import Context
-from gateway.backends.base import Order, Progressed, Readiness, RunFailed, WorkflowReadiness
+from gateway.backends.base import (
+    Kind,
+    Order,
+    Progressed,
+    Readiness,
+    RunFailed,
+    WorkflowReadiness,
+)
 from gateway.db import migrate
 from gateway.job import Produced
 from gateway.main import create_app
@@ -54,6 +61,8 @@ class ScriptedBackend:
     """Delivers the same few bytes for every run, unless told otherwise."""
 
     name: str = "scripted"
+    kind: Kind = "gpu"
+    billed: bool = False
     capacity: int = 4
     engine: str | None = "simulator"
     installed: Mapping[str, frozenset[str]] | None = field(
@@ -153,7 +162,12 @@ class Gateway:
 
 @asynccontextmanager
 async def gateway(
-    folder: Path, backend: ScriptedBackend | None = None, *, key: str | None = KEY, **env: object
+    folder: Path,
+    backend: ScriptedBackend | None = None,
+    *,
+    others: Sequence[ScriptedBackend] = (),
+    key: str | None = KEY,
+    **env: object,
 ) -> AsyncIterator[Gateway]:
     """Run a gateway in this event loop, called without a socket."""
     scripted = backend or ScriptedBackend()
@@ -164,8 +178,9 @@ async def gateway(
     )
     settings.data.mkdir(parents=True)
     (settings.data / "gateway.sqlite").write_bytes(_empty_database())
-    runtime = build(settings, [scripted])
-    scripted.storage = runtime.context.storage
+    runtime = build(settings, [scripted, *others])
+    for one in (scripted, *others):
+        one.storage = runtime.context.storage
     app = create_app(settings, runtime)
     async with (
         runtime.running(),

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 Service = str
 """`simulator`, `gpu_server`, `gateway`; where there are several, then `simulator-2` and so on."""
 KEY = "test-key-of-the-stack"
-START_SECONDS = 60
+START_SECONDS = 120
 
 
 def free_port() -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from gateway.backends.base import (
     BackendUnreachable,
+    Kind,
     Order,
     Progressed,
     Readiness,
@@ -40,7 +41,8 @@ QUICK = JobSettings(
     poll_s=0.5,
     backend_watch_s=0.02,
     sweep_s=0.2,
-    lease_s=0.6,
+    # a crowded machine stands still for a second now and then
+    lease_s=2,
     progress_write_s=0,
 )
 
@@ -120,6 +122,8 @@ class ScriptedBackend:
 
     storage: MemoryStorage
     name: str = "gpu"
+    kind: Kind = "gpu"
+    billed: bool = False
     capacity: int = 4
     state: Readiness = "ready"
     states: dict[str, Readiness] = field(default_factory=dict[str, Readiness])
