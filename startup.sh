@@ -38,8 +38,8 @@ load_env() { # the environment wins over .env
     [ -f "$ENV_FILE" ] && [ -r "$ENV_FILE" ] ||
         die "$ENV_FILE cannot be read: it must be a file that belongs to $(id -un)."
     local line key value
-    # a pod has a key of its own in the environment, good for the pod alone
-    if [ -n "${RUNPOD_POD_ID:-}" ] && grep -q '^RUNPOD_API_KEY=.' "$ENV_FILE"; then
+    # a pod has a key of its own in the environment, good for the pod alone; "" is none, as below
+    if [ -n "${RUNPOD_POD_ID:-}" ] && grep -Eq "^RUNPOD_API_KEY=[\"']?[^\"'[:space:]]" "$ENV_FILE"; then
         unset RUNPOD_API_KEY
     fi
     while IFS= read -r line || [ -n "$line" ]; do
@@ -100,6 +100,7 @@ here() { # an address to listen on -> the address to reach it at
 
 gpu_is_named() { # do BACKENDS or TOOL_BACKENDS send anything to a GPU service?
     local word words="${BACKENDS:-gpu,runpod},${TOOL_BACKENDS:-}"
+    words="${words//[[:space:]]/}"
     for word in ${words//[,|]/ }; do
         case "${word##*=}" in runpod | runpod:*) ;; *) return 0 ;; esac
     done

@@ -1,7 +1,7 @@
 """Do the settings fit together, and with the tools there are? Asked at the start, and by doctor."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from typing import cast
 from urllib.parse import urlsplit
@@ -17,9 +17,11 @@ from gateway.settings import Settings
 from gateway.storage.bucket import Scheme
 from gateway.storage.stores import Stores, StoreUnusable, bucket_of
 from gateway.tools import TOOLS
+from gpu_server.addresses import FetchError, FetchRules, check_address, literal_of, parse
 from gpu_server.workflow import Workflow
 
-_PRIVATE_ENDINGS = frozenset({"internal", "lan", "local", "localhost"})
+_PRIVATE_ENDINGS = frozenset({"corp", "home", "invalid", "svc", "test"})
+"""Ends of names that are nobody's on the internet, beside those nothing is ever fetched from."""
 
 
 class Misconfigured(Exception):
@@ -106,6 +108,42 @@ def endpoints(settings: Settings) -> dict[str, frozenset[str]]:
             "RUNPOD_ENDPOINT_ID is needed, or RUNPOD_ENDPOINTS: RUNPOD_API_KEY is set"
         )
     return found
+
+
+def workflows_served(
+    settings: Settings, workflows: Mapping[str, Workflow]
+) -> dict[str, dict[str, Workflow]]:
+    """Workflows by the serverless endpoint that carries them out; raises Misconfigured.
+
+    Of an endpoint that would never get any work, too.
+    """
+    tools, named = endpoints(settings), settings.runpod_workflows
+    if unknown := set(named) - set(workflows):
+        known = ", ".join(sorted(workflows))
+        raise Misconfigured(
+            f"RUNPOD_WORKFLOWS: no workflow is named {min(unknown)!r}; there is {known}"
+        )
+    able = {workflow.tool for workflow in workflows.values()}
+    if here := {tool for tool, _ in settings.runpod_endpoints} - able:
+        raise Misconfigured(
+            "RUNPOD_ENDPOINTS: no serverless endpoint has anything to do for "
+            f"{min(here)}: leave it out"
+        )
+    served = {
+        endpoint: {
+            name: workflow
+            for name, workflow in workflows.items()
+            if workflow.tool in its and (not named or name in named)
+        }
+        for endpoint, its in tools.items()
+    }
+    for endpoint, its in served.items():
+        if not its:
+            raise Misconfigured(
+                "RUNPOD_WORKFLOWS and RUNPOD_ENDPOINTS leave the serverless endpoint "
+                f"{endpoint} nothing to do: give it a tool with a workflow, or take it out"
+            )
+    return served
 
 
 def worker_address(settings: Settings) -> str | None:
@@ -196,12 +234,15 @@ def _bucket_endpoints(settings: Settings) -> Iterator[tuple[str, str]]:
 
 def _seen_from_outside(url: str) -> bool:
     """Tell whether an address can be one of the internet; names are not looked up."""
-    host = (urlsplit(url).hostname or "").rstrip(".")
     try:
-        return ip_address(host).is_global
-    except ValueError:
-        # a name of one word is that of a container, or of a machine next door
-        return "." in host and host.rpartition(".")[2] not in _PRIVATE_ENDINGS
+        check_address(url, FetchRules(ports=None))
+        parsed = parse(url)
+    except FetchError:
+        return False
+    host = parsed.host.lower().rstrip(".")
+    # a name of one word is that of a container, or of a machine next door
+    public_name = "." in host and host.rpartition(".")[2] not in _PRIVATE_ENDINGS
+    return public_name or literal_of(parsed) is not None
 
 
 def _on_this_host(url: str) -> bool:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import httpx
 
 from gateway.agreement import (
-    Misconfigured,
-    endpoints,
     service_addresses,
     slots_address,
     worker_address,
+    workflows_served,
 )
 from gateway.api.hooks import webhook_path
 from gateway.backends.cpu import CpuBackend
@@ -21,8 +20,6 @@ from gateway.backends.sidecar import Sidecar
 from gateway.clock import SystemClock
 from gateway.db import Database
 from gateway.db.serverless import ServerlessRows
-from gateway.mesh.order import MeshLimits
-from gateway.mesh.pool import MeshPool
 from gateway.own_workflows.registry import StoredWorkflows
 from gateway.receipts import Receipts
 from gateway.security.signing import Signer
@@ -30,6 +27,8 @@ from gateway.settings import Settings
 from gateway.storage.base import Storage
 from gateway.storage.disk import DiskSpace
 from gpu_server.addresses import FetchRules
+from gpu_server.mesh.order import MeshLimits
+from gpu_server.mesh.pool import MeshPool
 from gpu_server.workflow import Workflow
 
 
@@ -78,8 +77,8 @@ def _sidecars(parts: Parts) -> tuple[Sidecar, ...]:
 
 def _serverless(parts: Parts) -> tuple[Runpod, ...]:
     settings, key = parts.settings, parts.settings.runpod_api_key
-    tools = endpoints(settings)
-    if not tools or key is None:
+    served = workflows_served(settings, parts.workflows)
+    if not served or key is None:
         return ()
     receipts = Receipts(parts.storage, parts.signer)
     ours, theirs = slots_address(settings), worker_address(settings)
@@ -97,9 +96,10 @@ def _serverless(parts: Parts) -> tuple[Runpod, ...]:
                 id=endpoint,
                 url=f"{settings.runpod_api_url}/{endpoint}",
                 key=key.get_secret_value(),
-                workflows=_carried_out(parts, served),
+                workflows=workflows,
                 max_jobs=settings.runpod_max_jobs,
                 queue_s=settings.runpod_queue_s,
+                previews=settings.runpod_previews,
             ),
             parts.http,
             receipts=receipts,
@@ -107,23 +107,8 @@ def _serverless(parts: Parts) -> tuple[Runpod, ...]:
             addresses=Addresses(receipt=receipts.addresses, reach=reach, webhook=webhook),
             clock=SystemClock(),
         )
-        for endpoint, served in tools.items()
+        for endpoint, workflows in served.items()
     )
-
-
-def _carried_out(parts: Parts, tools: frozenset[str]) -> dict[str, Workflow]:
-    """Of the bundled workflows those an endpoint is for. Raises Misconfigured."""
-    named = parts.settings.runpod_workflows
-    if unknown := set(named) - set(parts.workflows):
-        known = ", ".join(sorted(parts.workflows))
-        raise Misconfigured(
-            f"RUNPOD_WORKFLOWS: no workflow is named {min(unknown)!r}; there is {known}"
-        )
-    return {
-        name: workflow
-        for name, workflow in parts.workflows.items()
-        if workflow.tool in tools and (not named or name in named)
-    }
 
 
 def _cpu(parts: Parts) -> CpuBackend:

@@ -4,12 +4,13 @@ import re
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode
 
 from gateway.files_settings import CommaList
 
 _ENDPOINT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_KEY = re.compile(r"[\x21-\x7e]+")
 
 
 def _by_tool(value: object) -> object:
@@ -28,7 +29,35 @@ def _by_tool(value: object) -> object:
     return tuple(found)
 
 
-ByTool = Annotated[tuple[tuple[str, tuple[str, ...]], ...], NoDecode, BeforeValidator(_by_tool)]
+def _named_once(
+    value: tuple[tuple[str, tuple[str, ...]], ...],
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    names = [name for name, _ in value]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"names {min(twice)} twice")
+    return value
+
+
+ByTool = Annotated[
+    tuple[tuple[str, tuple[str, ...]], ...],
+    NoDecode,
+    BeforeValidator(_by_tool),
+    AfterValidator(_named_once),
+]
+
+
+def bare_address(value: str) -> str:
+    """Take an http(s) address that others go below; raises ValueError, which does not repeat it."""
+    try:
+        parts = urlsplit(value)
+        known = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known or not value.isprintable() or " " in value:
+        raise ValueError("is not an http(s) address")
+    if set("@?#") & set(value):
+        raise ValueError("must have no login, query or fragment")
+    return value.rstrip("/")
 
 
 class BackendSettings(BaseSettings):
@@ -63,6 +92,10 @@ class BackendSettings(BaseSettings):
         ge=10,
         le=86_400,
         description="Seconds a job may wait at RunPod for a worker, before it is taken back.",
+    )
+    runpod_previews: bool = Field(
+        default=True,
+        description="Have serverless workers show what a picture looks like so far, for who asks.",
     )
     runpod_api_url: str = Field(
         default="https://api.runpod.ai/v2", description="Address of RunPod's serverless API."
@@ -105,7 +138,11 @@ class BackendSettings(BaseSettings):
     @field_validator("runpod_api_url")
     @classmethod
     def _api_address(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"{value!r} is not an http(s) address")
-        return value.rstrip("/")
+        return bare_address(value)
+
+    @field_validator("runpod_api_key")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _KEY.fullmatch(value.get_secret_value()):
+            raise ValueError("must be ASCII characters without blanks and line ends")
+        return value

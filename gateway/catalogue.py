@@ -7,7 +7,14 @@ from pydantic import JsonValue
 
 from gateway.backends.base import Backend, Readiness, WorkflowReadiness
 from gateway.choices import Choices, Order, at_once, in_use, tiers
-from gateway.errors import FieldError, ModelNotInstalled, NotReady, UnknownBackend, UnknownVariant
+from gateway.errors import (
+    FieldError,
+    ModelNotInstalled,
+    NoBackend,
+    NotReady,
+    UnknownBackend,
+    UnknownVariant,
+)
 from gateway.job import Call
 from gateway.operations import OPERATIONS
 from gateway.tool import AnyTool
@@ -125,22 +132,30 @@ class Catalogue:
             variant: the variant.
             places: backends that a call asks for; None: those of the settings.
         """
+        seen = self._seen(variant, places)
+        if not seen:
+            # without any backend nothing is known; those there are never change their minds
+            return WorkflowReadiness(readiness="missing" if self.backends else "unknown")
         if variant.file == "<file>":
             return self._without_file(variant)
+        for wanted in ("ready", "unknown"):
+            if any(s.readiness == wanted for s in seen):
+                return WorkflowReadiness(readiness=wanted)
+        return min(seen, key=lambda s: len(s.missing))
+
+    def _seen(self, variant: Variant, places: Order | None) -> list[WorkflowReadiness]:
+        """What the backends it may go to say of it; none where it is nobody's own."""
         name, digest = variant.workflow.name, variant.workflow.digest
         order = places or self.choices.of_workflow(name)
         found = tiers(self.backends, order, name, digest)
         asked = [backend.readiness(name, digest) for tier in found for backend in tier]
-        seen = [state for state in asked if state is not None]
-        for wanted in ("ready", "unknown"):
-            if any(s.readiness == wanted for s in seen):
-                return WorkflowReadiness(readiness=wanted)
-        if not seen:
-            return WorkflowReadiness(readiness="unknown")
-        return min(seen, key=lambda s: len(s.missing))
+        return [state for state in asked if state is not None]
 
     def require_ready(self, tool: AnyTool, variant: Variant, places: Order | None = None) -> None:
-        """Raise NotReady when every backend it may go to lacks something the variant needs."""
+        """Raise NotReady when every backend it may go to lacks something the variant needs.
+
+        NoBackend where it may go to none at all.
+        """
         state = self.readiness(variant, places)
         if state.readiness != "missing":
             return
@@ -148,6 +163,11 @@ class Catalogue:
         able = (v for v in self.variants(tool) if self.readiness(v, places).readiness == "ready")
         ready = [v.name for v in able]
         others = f"Ready now: {', '.join(ready)}." if ready else "No variant is ready now."
+        if not self._seen(variant, places):
+            raise NoBackend(
+                f"{variant.name} cannot run: none of the backends that are set up for {tool.name} "
+                f"carries it out (BACKENDS, TOOL_BACKENDS, RUNPOD_*). {others}"
+            )
         where = f"no backend of {places[0]}" if places else "no GPU service"
         raise NotReady(
             f"{variant.name} cannot run: {where} has {needs}. {others}",

@@ -11,6 +11,7 @@ from gateway.catalogue import Variant
 from gateway.job import Call, Source
 from gateway.operations import OPERATIONS
 from gateway.tool import AnyTool, Redraw
+from gpu_server.mesh.calls import extension
 from gpu_server.protocol import FileOptions
 
 MESH_TIMEOUT_S = 900.0
@@ -74,9 +75,8 @@ def _named(call: Call) -> Call:
     if call.workflow not in OPERATIONS:
         # a parameter of that name may mean anything there
         return call
-    wanted = str(call.params.get("format") or "glb")
-    extension = "zip" if wanted == "obj_zip" else wanted
-    return replace(call, extensions={**call.extensions, "models": extension})
+    ending = extension(str(call.params.get("format") or "glb"))
+    return replace(call, extensions={**call.extensions, "models": ending})
 
 
 def _finished_by(call: Call, operation: str) -> Call:

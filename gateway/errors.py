@@ -21,6 +21,7 @@ GatewayError
 │   └── QueueFull             429   as many jobs wait as may; `Retry-After` says when to come again
 ├── DeadlineUnreachable       503   the queue is too long for the job's deadline
 ├── NotReady                  503   what the workflow needs is missing, and where to get it
+│   └── NoBackend             503   nothing that is set up here carries the work out
 ├── Unavailable               503   database or storage does not answer at the moment
 ├── StorageFull               507   no room for results: the disk is nearly full
 ├── JobFailed                 422 | 502 | 503 | 504   a waited-for job ended in failure
@@ -286,6 +287,18 @@ class NotReady(GatewayError):
     def problem(self) -> Problem:
         """What the caller is told, thing by thing."""
         return super().problem().model_copy(update={"missing": list(self.missing)})
+
+
+class NoBackend(NotReady):
+    """Nothing that is set up here ever carries such work out; waiting would not help."""
+
+    code = "no_backend"
+    title = "No backend here carries this out"
+    retryable = False
+    retry_after = None
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, ())
 
 
 class Unavailable(GatewayError):

@@ -1,6 +1,6 @@
 """What the `error.code` of a failed job can be, and what it means for a caller."""
 
-from gateway.mesh.errors import MESH_CODES
+from gpu_server.mesh.errors import MESH_CODES
 
 JOB_CODES: dict[str, str] = {
     "animated_image": "An input is a picture of several frames, and one is meant.",

@@ -4,14 +4,17 @@ One small file a run, found by the run's id alone. Contract of its content and o
 when: `ReceiptNote` in the wire contract; docs/runpod.md says what it is for.
 """
 
+import logging
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
 from pydantic import ValidationError
 
 from gateway.security.signing import Signer
-from gateway.storage.base import Storage, StorageError
+from gateway.storage.base import Storage
 from gpu_server.protocol import Receipt, ReceiptNote
+
+_log = logging.getLogger(__name__)
 
 PREFIX = "receipts"
 """Key prefix of receipts, as which no tool's files lie."""
@@ -37,18 +40,18 @@ class Receipts:
         return Receipt(get=self._storage.link(key, lifetime), put=self._storage.slot(key, lifetime))
 
     async def read(self, run_id: str) -> ReceiptNote | None:
-        """What stands in it; None while there is none."""
+        """What stands in it; None while there is none, or none that can be read."""
         content = bytearray()
         try:
             async for piece in self._storage.read(self._key(run_id)):
                 content += piece
                 if len(content) > LARGEST:
-                    raise StorageError("a receipt is too large")
+                    return _unreadable(run_id)
             return ReceiptNote.model_validate_json(bytes(content))
         except KeyError:
             return None
         except ValidationError:
-            raise StorageError("a receipt is not readable") from None
+            return _unreadable(run_id)
 
     async def cancel(self, run_id: str) -> None:
         """Write that a job which has not begun must not begin."""
@@ -66,6 +69,11 @@ class Receipts:
 def is_receipt(key: str) -> bool:
     """Whether that is the key of a receipt."""
     return key.startswith(f"{PREFIX}/")
+
+
+def _unreadable(run_id: str) -> None:
+    # a worker that comes upon it begins nothing, and a cancel may write over it
+    _log.warning("run %s: its receipt is not readable and is passed over", run_id)
 
 
 async def _whole(content: bytes) -> AsyncIterator[bytes]:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from gateway.backend_settings import BackendSettings
+from gateway.backend_settings import BackendSettings, bare_address
 from gateway.files_settings import CommaList, FilesSettings
 
 
@@ -62,7 +62,12 @@ class Settings(FilesSettings, BackendSettings):
     """The gateway's configuration: an environment variable of the same name in capitals each."""
 
     model_config = SettingsConfigDict(
-        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        # what was set may be a secret, also where none belongs
+        hide_input_in_errors=True,
     )
 
     backend_host: str = Field(
@@ -257,7 +262,7 @@ class Settings(FilesSettings, BackendSettings):
     @field_validator("public_url", "internal_url")
     @classmethod
     def _own_address(cls, value: str | None) -> str | None:
-        return value if value is None else _web_address(value)
+        return value if value is None else bare_address(value)
 
     @field_validator("webhook_secret")
     @classmethod

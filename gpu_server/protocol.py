@@ -126,6 +126,8 @@ class RunRequest(Wire):
     and is told of it by `waits_for` (`/health` lists `sized`)."""
     receipt: Receipt | None = None
     """For the serverless worker, which reads it before it begins."""
+    previews: bool = False
+    """For the serverless worker: put `PreviewChunk`s into the job's stream while it runs."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "RunRequest":
@@ -308,6 +310,20 @@ class Preview(Wire):
     media_type: Literal["image/jpeg", "image/png"]
     data: str = Field(max_length=98_000)
     """The file in base64."""
+
+
+class PreviewChunk(Wire):
+    """What the serverless worker puts into its job's stream, far below the 1 MB of a chunk.
+
+    Whether a chunk is handed out once or with every answer is its provider's affair.
+    """
+
+    run_id: str
+    take: str
+    """Which execution it is of: a job may be handed out again, to another worker."""
+    seq: int = Field(ge=1)
+    """Grows with each preview of one execution."""
+    preview: Preview
 
 
 class Event(Wire):

@@ -29,6 +29,7 @@ from gateway.api.problems import SUBMIT_ERRORS, documented
 from gateway.api.views import Views, as_json, failure
 from gateway.calls import refused
 from gateway.catalogue import Catalogue, Variant
+from gateway.choices import Order
 from gateway.db.cards import Card, CardMedia
 from gateway.errors import InvalidParameters, JobCancelled, JobFailed
 from gateway.inline import BASE64_PER_BYTE
@@ -95,6 +96,9 @@ def largest_form(settings: Settings) -> int:
     return _text_kb(settings) * 1024 + MAX_BODY
 
 
+_Backend = Annotated[str, Field(max_length=100)]
+
+
 class GenerateMedia(BaseModel):
     """Media about to be made."""
 
@@ -126,6 +130,16 @@ class GenerateMedia(BaseModel):
         description="Address that is sent the job once it has ended, signed as Standard Webhooks "
         "describe. Absent: none.",
     )
+    backend: Annotated[_Backend | None, BeforeValidator(_nothing)] = Field(
+        default=None,
+        description="Where it must be carried out: `gpu`, `runpod`, or the name of a backend as "
+        "`/health` shows it. Absent: as the settings say.",
+    )
+
+    @property
+    def places(self) -> Order | None:
+        """Where it may be made; None: as the settings say."""
+        return None if self.backend is None else (self.backend,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +234,7 @@ async def _submitted(context: Context, asked: GenerateMedia, key: str | None) ->
         body=asked.model_dump(mode="json", exclude_unset=True),
         idempotency_key=key,
     )
-    options = JobOptions(webhook_url=asked.webhook_url)
+    options = JobOptions(webhook_url=asked.webhook_url, backend=asked.backend)
     params = tool.params.model_validate(_values(place, asked))
     try:
         job, _ = await context.submission.submit(tool, params, origin, options)
@@ -252,7 +266,11 @@ def _place(catalogue: Catalogue, asked: GenerateMedia) -> _Place:
     fitting = [place for place in places if _takes(place, asked)]
     if not fitting:
         raise _too_few_or_many(places, asked)
-    able = (p for p in fitting if catalogue.readiness(p.variant).readiness != "missing")
+    able = (
+        place
+        for place in fitting
+        if catalogue.readiness(place.variant, asked.places).readiness != "missing"
+    )
     return next(able, fitting[0])
 
 

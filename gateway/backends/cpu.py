@@ -18,8 +18,6 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import JsonValue
-
 from gateway.backends.base import (
     BackendUnreachable,
     Kind,
@@ -32,22 +30,19 @@ from gateway.backends.base import (
 )
 from gateway.backends.cpu_files import Transfers
 from gateway.job import Produced
-from gateway.mesh.errors import MeshError
-from gateway.mesh.order import Clean, MeshOrder, MeshReport, Normalise, Rescale, Step
-from gateway.mesh.pool import MeshPool
 from gateway.operations import NORMALISE, OPERATIONS, RESCALE
+from gpu_server.mesh.calls import ENGINE, INPUT, NORMALISED, failure_of, rescaled, sizes
+from gpu_server.mesh.errors import MeshError
+from gpu_server.mesh.order import MeshOrder, MeshReport
+from gpu_server.mesh.pool import MeshPool
 from gpu_server.protocol import Failure
 
 NAME = "cpu"
-INPUT = "model_url"
 
 _TOLD_WITHIN_S = 5.0
 """How long a clean stop waits until the jobs know what it has broken off."""
 _OLD_S = 3600.0
 """No work lasts that long: a folder of that age is one of a process that was killed."""
-
-_NOT_OF_THE_FILE = frozenset({"mesh_out_of_range", "mesh_timeout"})
-"""What the other parameters bring about, too."""
 
 _log = logging.getLogger(__name__)
 
@@ -98,7 +93,7 @@ class CpuBackend:
     @property
     def engine(self) -> str:
         """What its results say made them."""
-        return NAME
+        return ENGINE
 
     @property
     def installed(self) -> Mapping[str, frozenset[str]] | None:
@@ -215,7 +210,8 @@ class CpuBackend:
             async with self._work_folder() as folder:
                 return await self._in_folder(run, folder, began)
         except MeshError as error:
-            raise _failed(order, error) from None
+            ours = INPUT in order.call.made_inputs
+            raise RunFailed(failure_of(error, ours=ours), executed=True) from None
         except OSError as error:
             _log.warning("run %s: %s", order.run_id, error)
             failure = Failure(
@@ -230,7 +226,7 @@ class CpuBackend:
             {
                 "source": folder / "source.glb",
                 "target": folder / "target",
-                "steps": steps_of(call.workflow, call.params),
+                "steps": NORMALISED if call.workflow == NORMALISE else rescaled(call.params),
                 "format": call.params.get("format", "glb"),
             }
         )
@@ -242,8 +238,8 @@ class CpuBackend:
         sent = await self._transfers.deliver(work, slot, faces=report.faces)
         return Produced(
             outputs=(sent,),
-            params={**call.params, **_reported(call.workflow, report)},
-            engine=NAME,
+            params={**call.params, **(sizes(report) if call.workflow == RESCALE else {})},
+            engine=ENGINE,
             duration_seconds=round(time.monotonic() - began, 3),
         )
 
@@ -273,26 +269,6 @@ class CpuBackend:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def steps_of(operation: str, params: Mapping[str, object]) -> tuple[Step, ...]:
-    """What an operation does to a mesh. Raises ValidationError for values that do not fit."""
-    if operation == NORMALISE:
-        return (Clean(), Normalise())
-    named = ("scale_factor", "target_dimensions")
-    return (Rescale.model_validate({name: params.get(name) for name in named}),)
-
-
-def _reported(operation: str, report: MeshReport) -> dict[str, JsonValue]:
-    if operation != RESCALE:
-        return {}
-    return {
-        "unit": report.unit,
-        "extents_before": report.before.model_dump(),
-        "extents_after": report.after.model_dump(),
-        "extents_before_in_unit": report.before_in_unit.model_dump(),
-        "extents_after_in_unit": report.after_in_unit.model_dump(),
-    }
-
-
 async def _sends(run: _Run, work: asyncio.Task[Produced]) -> bool:
     """Return once it is sending its file, or false when it is over before that."""
     sending = asyncio.create_task(run.sending.wait())
@@ -305,15 +281,6 @@ async def _sends(run: _Run, work: asyncio.Task[Produced]) -> bool:
 
 def _is_done(run: _Run) -> bool:
     return run.work is not None and run.work.done()
-
-
-def _failed(order: Order, error: MeshError) -> RunFailed:
-    """Say whose fault it is: a process that died may do better, a mesh of ours is our own fault."""
-    ours = INPUT in order.call.made_inputs
-    kind = "transient" if error.code == "mesh_crashed" else "fatal" if ours else "usage"
-    named = kind == "usage" and error.code not in _NOT_OF_THE_FILE
-    message = f"{INPUT}: {error.message}" if named else error.message
-    return RunFailed(Failure(kind=kind, code=error.code, message=message), executed=True)
 
 
 def _tidied(folder: Path) -> None:

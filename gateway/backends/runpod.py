@@ -20,12 +20,13 @@ from gateway.backends.base import (
     WorkflowReadiness,
 )
 from gateway.backends.runpod_api import Counts, RunpodApi
-from gateway.backends.runpod_follow import Follower, Receipts, Rows, Watch, noted
+from gateway.backends.runpod_follow import GONE_S, Follower, Receipts, Rows, Watch, withheld
+from gateway.backends.runpod_previews import Looks
 from gateway.backends.runpod_submit import SETTLING_S, Addresses, Submits
 from gateway.clock import Clock
 from gateway.job import Produced, Run
 from gateway.storage.base import StorageError
-from gpu_server.protocol import Failure, Missing
+from gpu_server.protocol import Failure, Missing, Preview
 from gpu_server.workflow import Workflow
 
 _log = logging.getLogger(__name__)
@@ -34,8 +35,6 @@ _LOOK_EVERY_S = 10.0
 _LOOK_WHILE_AWAY_S = 3.0
 _LACKS_S = 600.0
 """How long an endpoint is believed to lack what a worker there has not found."""
-_RACE_S = 1.0
-"""Within which a worker that read a receipt has written into it."""
 
 
 def name_of(endpoint: str) -> str:
@@ -55,6 +54,8 @@ class Endpoint:
     """What it carries out, by name."""
     max_jobs: int
     queue_s: float
+    previews: bool = True
+    """Its workers are asked for previews."""
 
     def __repr__(self) -> str:
         """Leave the key out."""
@@ -74,6 +75,7 @@ class Runpod:
         addresses: Addresses,
         clock: Clock,
         settling_s: float = SETTLING_S,
+        gone_s: float = GONE_S,
     ) -> None:
         self.on_change: Callable[[], None] | None = None
         """Called when capacity or readiness are not what they were."""
@@ -81,6 +83,7 @@ class Runpod:
         self._name = name_of(endpoint.id)
         self._receipts = receipts
         self._rows = rows
+        self._gone_s = gone_s
         self._watch = Watch()
         self._look_now = asyncio.Event()
         self._api = RunpodApi(
@@ -93,8 +96,11 @@ class Runpod:
             addresses=addresses,
             workflows=endpoint.workflows,
             clock=clock,
+            previews=endpoint.previews,
             settling_s=settling_s,
         )
+        self._looks = Looks(self._api)
+        self._followers: dict[str, Follower] = {}
         self._counts: Counts | None = None
         self._trouble: str | None = None
         self._engine: str | None = None
@@ -175,8 +181,10 @@ class Runpod:
             rows=self._rows,
             watch=self._watch,
             queue_s=self._endpoint.queue_s,
+            gone_s=self._gone_s,
             lacks=self._lacks,
         )
+        self._followers[run_id] = follower
         try:
             async with aclosing(follower.events()) as events:
                 async for event in events:
@@ -191,23 +199,36 @@ class Runpod:
             raise
         finally:
             self._watch.leave(run_id)
+            self._followers.pop(run_id, None)
+
+    async def previews(self, run_id: str, reference: str) -> AsyncGenerator[Preview, None]:
+        """Show what it looks like so far, as its worker tells it."""
+        if not self._endpoint.previews:
+            return
+
+        def job() -> str:
+            # of two jobs of a run its follower knows which one has it
+            follower = self._followers.get(run_id)
+            return reference if follower is None else follower.job
+
+        async with aclosing(self._looks.previews(run_id, job)) as previews:
+            async for preview in previews:
+                yield preview
 
     async def cancel(self, run_id: str, reference: str | None) -> None:
         """Stop it wherever it is: its job, the one its receipt names, or one yet to be taken."""
+        unheard: BackendUnreachable | None = None
         if reference is not None:
-            await self._api.cancel(reference)
-        note = await noted(self._receipts, run_id)
-        if note.job is None and reference is None:
             try:
-                await self._receipts.cancel(run_id)
-            except StorageError as error:
-                message = f"the receipt of a run cannot be written: {error}"
-                raise BackendUnreachable(message) from error
-            # a worker may have read it just before, and writes its own word over ours
-            await asyncio.sleep(_RACE_S)
-            note = await noted(self._receipts, run_id)
+                await self._api.cancel(reference)
+            except BackendUnreachable as error:
+                # whatever RunPod answers, a job that has not begun must not begin
+                unheard = error
+        note = await withheld(self._receipts, run_id)
         if note.job is not None and note.job != reference:
             await self._api.cancel(note.job)
+        if unheard is not None:
+            raise unheard
         self._over(run_id)
 
     async def forget(self, run_id: str, reference: str) -> None:

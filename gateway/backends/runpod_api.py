@@ -1,4 +1,4 @@
-"""RunPod's serverless API seen from the gateway: one endpoint, five calls, no retries.
+"""RunPod's serverless API seen from the gateway: one endpoint, six calls, no retries.
 
 Whatever goes wrong leaves here as a BackendError; texts name the endpoint, never key or address.
 """
@@ -7,9 +7,19 @@ import asyncio
 import math
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Annotated, cast
+from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+)
 
 from gateway.backends.base import BackendFull, BackendUnreachable, RunFailed
 from gpu_server.protocol import Failure
@@ -18,15 +28,40 @@ FINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
 """States a job does not leave."""
 LARGEST_REQUEST = 10_000_000
 """Bytes of a `POST /run`, as RunPod documents."""
+LARGEST_STREAM = 16_000_000
+"""Most bytes that are read of a job's stream: about all previews of a day, should RunPod keep
+them."""
 
 _CALL = httpx.Timeout(30, connect=5)
 _LOOK = httpx.Timeout(10, connect=5)
 _AT_ONCE = 20
 """Calls under way, far below what RunPod allows (20 cancels, 200 submits, 400 looks)."""
+_STREAMS_AT_ONCE = 8
+"""Apart from the others: whether RunPod holds back the answer to `/stream` is not documented."""
 _REFUSED = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE})
 _SLOW_S = 5.0
 _SLOWEST_S = 60.0
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_INTEGER = TypeAdapter(int)
+
+
+def _counts(told: object) -> dict[str, int]:
+    """Keep the counts among what `/health` tells; whatever else stands there is passed over."""
+    counts: dict[str, int] = {}
+    if isinstance(told, dict):
+        for name, count in cast("dict[str, object]", told).items():
+            try:
+                counts[name] = max(_INTEGER.validate_python(count), 0)
+            except ValidationError:
+                continue
+    return counts
+
+
+def _number(told: object) -> object:
+    return told if isinstance(told, int | float) and not isinstance(told, bool) else None
+
+
+_Counted = Annotated[dict[str, int], BeforeValidator(_counts)]
 
 
 class SlowDown(BackendUnreachable):
@@ -48,28 +83,40 @@ class _Told(BaseModel):
 
 
 class JobTold(_Told):
-    """What `/status` and `/cancel` tell of a job."""
+    """What `/status` tells of a job."""
 
     status: str
     output: JsonValue = None
     error: JsonValue = None
-    execution_ms: float | None = Field(default=None, alias="executionTime")
+    execution_ms: Annotated[float | None, BeforeValidator(_number)] = Field(
+        default=None, alias="executionTime"
+    )
+
+
+class StreamTold(_Told):
+    """What `/stream` tells of a job."""
+
+    status: str
+    chunks: list[JsonValue] | None = Field(default=None, alias="stream")
+    """What its worker has put there; all of it, or what was not handed out yet."""
 
 
 class Counts(_Told):
     """What `/health` tells of an endpoint."""
 
-    jobs: dict[str, int] = Field(default_factory=dict[str, int])
-    workers: dict[str, int] = Field(default_factory=dict[str, int])
+    jobs: _Counted = Field(default_factory=dict[str, int])
+    workers: _Counted = Field(default_factory=dict[str, int])
 
     @property
-    def unfinished(self) -> int:
-        """Jobs that wait for a worker or have one."""
-        return self.jobs.get("inQueue", 0) + self.jobs.get("inProgress", 0)
+    def unfinished(self) -> int | None:
+        """Jobs that wait for a worker or have one; None where it does not tell."""
+        waiting, running = self.jobs.get("inQueue"), self.jobs.get("inProgress")
+        return None if waiting is None or running is None else waiting + running
 
 
 class _Submitted(_Told):
-    id: str = Field(min_length=1)
+    id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")
+    """It becomes part of addresses."""
 
 
 class RunpodApi:
@@ -91,6 +138,7 @@ class RunpodApi:
         self._on_trouble = on_trouble
         """Told, in one sentence, that the endpoint takes nothing as things are."""
         self._free = asyncio.Semaphore(_AT_ONCE)
+        self._streams_free = asyncio.Semaphore(_STREAMS_AT_ONCE)
 
     async def run(self, content: bytes) -> str:
         """Submit a job once; its id.
@@ -128,17 +176,56 @@ class RunpodApi:
 
     async def status(self, job: str) -> JobTold | None:
         """How a job is; None: RunPod does not know it. Raises SlowDown, BackendUnreachable."""
-        return await self._of_job("GET", f"/status/{job}")
+        answer = await self._asked("GET", _path("status", job), _CALL)
+        if answer.status_code == HTTPStatus.NOT_FOUND:
+            return None
+        if not answer.is_success:
+            raise self._failed(answer)
+        try:
+            return JobTold.model_validate_json(answer.content)
+        except ValidationError as error:
+            raise self._foreign() from error
+
+    async def stream(self, job: str) -> StreamTold | None:
+        """What a job shows of itself; None: RunPod does not know it.
+
+        Raises SlowDown, BackendUnreachable.
+        """
+        try:
+            async with (
+                self._streams_free,
+                self._http.stream(
+                    "GET", self._url + _path("stream", job), headers=self._headers, timeout=_LOOK
+                ) as answer,
+            ):
+                if answer.status_code == HTTPStatus.NOT_FOUND:
+                    return None
+                if not answer.is_success:
+                    raise self._failed(answer)
+                content = await self._whole(answer)
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
+        try:
+            # megabytes, at times
+            return await asyncio.to_thread(StreamTold.model_validate_json, content)
+        except ValidationError as error:
+            raise self._foreign() from error
 
     async def cancel(self, job: str) -> None:
-        """Stop a job; one that is over is no error. Raises BackendUnreachable."""
-        try:
-            await self._of_job("POST", f"/cancel/{job}")
-        except _Refused as error:
-            # that it is over already, or something else: only its state tells
-            told = await self.status(job)
-            if told is not None and told.status not in FINAL:
-                raise BackendUnreachable(str(error)) from error
+        """Stop a job; one that is over is no error.
+
+        Raises BackendUnreachable while it is not known to be over.
+        """
+        answer = await self._asked("POST", _path("cancel", job), _CALL)
+        if not answer.is_success and answer.status_code != HTTPStatus.NOT_FOUND:
+            failed = self._failed(answer)
+            if not isinstance(failed, _Refused):
+                raise failed
+        # a refusal or a 404 may mean that it is over, or something else: only its state tells
+        told = await self.status(job)
+        if told is not None and told.status not in FINAL:
+            code = answer.status_code
+            raise BackendUnreachable(f"{self.name}: a cancelled job is not over yet ({code})")
 
     async def health(self) -> Counts:
         """Ask for the counts of jobs and workers. Raises SlowDown, BackendUnreachable."""
@@ -148,26 +235,13 @@ class RunpodApi:
         try:
             return Counts.model_validate_json(answer.content)
         except ValidationError as error:
-            raise BackendUnreachable(f"{self.name} answers something else than RunPod") from error
-
-    async def _of_job(self, method: str, path: str) -> JobTold | None:
-        answer = await self._asked(method, path, _CALL)
-        if answer.status_code == HTTPStatus.NOT_FOUND:
-            return None
-        if not answer.is_success:
-            raise self._failed(answer)
-        try:
-            return JobTold.model_validate_json(answer.content)
-        except ValidationError as error:
-            raise BackendUnreachable(f"{self.name} answers something else than RunPod") from error
+            raise self._foreign() from error
 
     async def _asked(self, method: str, path: str, limit: httpx.Timeout) -> httpx.Response:
         try:
             return await self._send(method, path, limit=limit)
         except httpx.HTTPError as error:
-            # the type alone: an exception's text may hold addresses
-            message = f"{self.name} does not answer ({type(error).__name__})"
-            raise BackendUnreachable(message) from error
+            raise self._away(error) from error
 
     async def _send(
         self,
@@ -182,6 +256,21 @@ class RunpodApi:
             return await self._http.request(
                 method, self._url + path, content=content, headers=headers, timeout=limit
             )
+
+    async def _whole(self, answer: httpx.Response) -> bytes:
+        content = bytearray()
+        async for part in answer.aiter_bytes():
+            content += part
+            if len(content) > LARGEST_STREAM:
+                raise SlowDown(f"{self.name}: the stream of a job is too large", _SLOWEST_S)
+        return bytes(content)
+
+    def _away(self, error: httpx.HTTPError) -> BackendUnreachable:
+        # the type alone: an exception's text may hold addresses
+        return BackendUnreachable(f"{self.name} does not answer ({type(error).__name__})")
+
+    def _foreign(self) -> BackendUnreachable:
+        return BackendUnreachable(f"{self.name} answers something else than RunPod")
 
     def _failed(self, answer: httpx.Response) -> BackendUnreachable:
         code = answer.status_code
@@ -204,6 +293,10 @@ class RunpodApi:
 
     def _unknown(self, why: str) -> BackendUnreachable:
         return BackendUnreachable(f"{self.name}: whether it took the run is not known ({why})")
+
+
+def _path(op: str, job: str) -> str:
+    return f"/{op}/{quote(job, safe='')}"
 
 
 def _retry_after(answer: httpx.Response) -> float:

@@ -19,6 +19,7 @@ from gateway.backends.runpod_states import (
     QUEUED,
     RUNNING,
     TAKEN_ELSEWHERE,
+    UNFINISHED,
     ended,
     failed,
     failure_in,
@@ -38,6 +39,10 @@ LONGEST_S = 5.0
 _LOOKS_PER_S = 100
 """Of all followers of an endpoint together; RunPod allows 200."""
 _LOOK_TWICE_S = 2.0
+GONE_S = 60.0
+"""For how long RunPod must not know a job that was seen to be alive."""
+_RACE_S = 1.0
+"""Within which a worker that read a receipt has written into it."""
 MARGIN_S = 300.0
 """What a job may take beside its execution: ComfyUI's start, its files' ways."""
 
@@ -78,6 +83,39 @@ async def noted(receipts: Receipts, run_id: str) -> ReceiptNote:
         raise BackendUnreachable(f"the receipt of a run cannot be read: {error}") from error
 
 
+async def withheld(receipts: Receipts, run_id: str) -> ReceiptNote:
+    """Let no job begin a run that none has claimed; what its receipt says then.
+
+    Raises BackendUnreachable.
+    """
+    note = await noted(receipts, run_id)
+    if note.job is None and note.status is None and not note.cancelled:
+        try:
+            await receipts.cancel(run_id)
+        except StorageError as error:
+            raise BackendUnreachable(f"a receipt cannot be written: {error}") from error
+        # a worker may have read it just before, and writes its own word over ours
+        await asyncio.sleep(_RACE_S)
+        note = await noted(receipts, run_id)
+    return note
+
+
+async def some_unaccounted(api: RunpodApi, rows: Rows) -> bool:
+    """Whether the endpoint may have a job that no run here is known to have.
+
+    Rows are read first and states asked for last: what begins or ends meanwhile makes for a
+    "yes", never for a "no".
+    """
+    known = await rows.references(api.name)
+    unfinished = (await api.health()).unfinished
+    if unfinished is None:
+        return True
+    if not unfinished:
+        return False
+    told = await asyncio.gather(*(api.status(job) for job in known))
+    return unfinished > sum(job is not None and job.status in UNFINISHED for job in told)
+
+
 def execution_limit(run: Run) -> float:
     """Seconds a run's job may take from the moment a worker takes it."""
     return run.call.timeout_s + MARGIN_S
@@ -91,6 +129,8 @@ class Watch:
         self._rng = rng or random.Random()  # noqa: S311
         self._told: dict[str, asyncio.Event] = {}
         self._queued_at: dict[str, float] = {}
+        self._gone_at: dict[str, float] = {}
+        self._alive: set[str] = set()
 
     def follow(self, run_id: str) -> None:
         """Somebody follows it."""
@@ -102,7 +142,27 @@ class Watch:
 
     def forget(self, run_id: str) -> None:
         """It is over."""
+        self.taken(run_id)
+        self._gone_at.pop(run_id, None)
+        self._alive.discard(run_id)
+
+    def taken(self, run_id: str) -> None:
+        """A worker has it."""
         self._queued_at.pop(run_id, None)
+
+    def alive(self, run_id: str) -> None:
+        """RunPod knows its job."""
+        self._alive.add(run_id)
+        self._gone_at.pop(run_id, None)
+
+    def was_alive(self, run_id: str) -> bool:
+        """Whether RunPod has known its job."""
+        return run_id in self._alive
+
+    def gone_s(self, run_id: str) -> float:
+        """How long RunPod has not known its job."""
+        now = asyncio.get_running_loop().time()
+        return now - self._gone_at.setdefault(run_id, now)
 
     def look_now(self, run_id: str) -> bool:
         """Let whoever follows it look at once; False where nobody does."""
@@ -139,6 +199,7 @@ class Follower:
         rows: Rows,
         watch: Watch,
         queue_s: float,
+        gone_s: float,
         lacks: Callable[[Run, Failure], None],
     ) -> None:
         """`lacks` is told what the endpoint turned out to lack for a run."""
@@ -149,17 +210,22 @@ class Follower:
         self._rows = rows
         self._watch = watch
         self._queue_s = queue_s
+        self._gone_s = gone_s
         self._lacks = lacks
         self._executed = False
         self._fraction = -1.0
         self._pause_s = FIRST_S
-        self._gone = False
         self._ends: dict[str, Callable[[JobTold], Awaitable[Produced | None]]] = {
             "COMPLETED": self._completed,
             "FAILED": self._failed,
             "CANCELLED": self._cancelled,
             "TIMED_OUT": self._timed_out,
         }
+
+    @property
+    def job(self) -> str:
+        """The job that has the run, as far as is known."""
+        return self._job
 
     async def events(self) -> AsyncGenerator[Progressed | Produced, None]:
         """What happens to it; ends with its end. Raises what `Backend.follow` does."""
@@ -169,12 +235,13 @@ class Follower:
             except SlowDown as error:
                 await asyncio.sleep(error.after_s)
                 continue
+            if told is not None:
+                self._watch.alive(self._id)
             if told is None:
                 produced = await self._unknown()
             elif (end := self._ends.get(told.status)) is not None:
                 produced = await end(told)
             else:
-                self._gone = False
                 if (progress := self._progress(told)) is not None:
                     yield progress
                 if told.status == QUEUED and self._watch.queued_s(self._id) > self._queue_s:
@@ -196,7 +263,7 @@ class Follower:
         if told.status in RUNNING:
             self._executed = True
             # handed out again after its worker went away, it would wait anew
-            self._watch.forget(self._id)
+            self._watch.taken(self._id)
         if news is None or news.fraction <= self._fraction:
             return None
         self._fraction, self._pause_s = news.fraction, FIRST_S
@@ -268,16 +335,31 @@ class Follower:
             return ended(note.status, self._api.name)
         # 404 is what a wrong endpoint answers for every job
         await self._api.health()
-        if not self._gone:
-            self._gone = True
-            await self._watch.pause(self._id, _LOOK_TWICE_S)
+        claimed = note.job is not None or self._watch.was_alive(self._id)
+        least_s = self._gone_s if claimed else min(_LOOK_TWICE_S, self._gone_s)
+        if self._watch.gone_s(self._id) < least_s or await some_unaccounted(self._api, self._rows):
+            await self._rest()
             return None
         if note.cancelled:
             raise not_taken_up()
+        # should RunPod have it after all, it must not begin beside the next attempt
+        left = await withheld(self._receipts, self._id)
+        if note.job is None and not left.cancelled:
+            # it has just begun
+            return None
         raise RunLost("RunPod does not know its job", executed=self._executed or bool(note.job))
 
     async def _take_back(self) -> None:
-        """Let no worker begin it any more; its job's next state tells whether one has."""
+        """Let no worker begin it any more; its job's next state tells whether one has.
+
+        While workers carry out other jobs, its turn comes: submitted anew, it would wait longer.
+        """
+        try:
+            workers = (await self._api.health()).workers
+        except BackendUnreachable:
+            workers = {}
+        if workers.get("running", 0) > 0:
+            return
         note = await noted(self._receipts, self._id)
         if note.job is not None:
             # it has just begun

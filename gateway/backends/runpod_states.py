@@ -1,5 +1,6 @@
 """What RunPod's answers mean for a run; nothing here asks anybody anything."""
 
+from collections.abc import Sequence
 from typing import cast
 
 from pydantic import JsonValue, ValidationError
@@ -7,7 +8,7 @@ from pydantic import JsonValue, ValidationError
 from gateway.backends.base import RunCancelled, RunFailed, RunLost
 from gateway.backends.runpod_api import JobTold
 from gateway.job import Produced
-from gpu_server.protocol import Failure, Progress, RunStatus
+from gpu_server.protocol import Failure, PreviewChunk, Progress, RunStatus
 
 QUEUED = "IN_QUEUE"
 RUNNING = frozenset({"IN_PROGRESS", "RUNNING"})
@@ -30,6 +31,24 @@ def progress_in(output: JsonValue) -> Progress | None:
         return None if told is None else Progress.model_validate(told)
     except ValidationError:
         return None
+
+
+def newest_preview(chunks: Sequence[JsonValue] | None, run_id: str) -> PreviewChunk | None:
+    """The latest preview of that run among the chunks of a stream; None where there is none.
+
+    Of the execution that came last; within it the numbers count, in whatever order they come.
+    """
+    newest: PreviewChunk | None = None
+    for chunk in reversed(chunks or ()):
+        try:
+            found = PreviewChunk.model_validate(_field(chunk, "output"))
+        except ValidationError:
+            continue
+        if found.run_id != run_id:
+            continue
+        if newest is None or (found.take == newest.take and found.seq > newest.seq):
+            newest = found
+    return newest
 
 
 def status_in(output: JsonValue, run_id: str) -> RunStatus | None:

@@ -12,8 +12,13 @@ from pydantic import JsonValue
 
 from gateway.backends.base import BackendFull, BackendUnreachable, Order, RunFailed
 from gateway.backends.runpod_api import LARGEST_REQUEST, RunpodApi
-from gateway.backends.runpod_follow import Receipts, Rows, execution_limit, noted
-from gateway.backends.runpod_states import UNFINISHED
+from gateway.backends.runpod_follow import (
+    Receipts,
+    Rows,
+    execution_limit,
+    noted,
+    some_unaccounted,
+)
 from gateway.clock import Clock
 from gateway.job import Run
 from gpu_server.protocol import (
@@ -66,6 +71,7 @@ class Submits:
         addresses: Addresses,
         workflows: Mapping[str, Workflow],
         clock: Clock,
+        previews: bool = True,
         settling_s: float = SETTLING_S,
     ) -> None:
         self._api = api
@@ -74,6 +80,7 @@ class Submits:
         self._addresses = addresses
         self._workflows = workflows
         self._clock = clock
+        self._previews = previews
         self._settling_s = settling_s
         self._doubtful: dict[str, float] = {}
         self._certain: set[str] = set()
@@ -91,7 +98,7 @@ class Submits:
         now = asyncio.get_running_loop().time()
         if now - self._doubtful.setdefault(order.run_id, now) < self._settling_s:
             raise BackendUnreachable(f"{self._api.name}: an earlier submit may yet show")
-        if await self._some_unaccounted():
+        if await some_unaccounted(self._api, self._rows):
             raise BackendUnreachable(f"{self._api.name}: an earlier submit may have been taken")
         return await self._submit(order)
 
@@ -105,19 +112,6 @@ class Submits:
         """The run is over."""
         self._certain.discard(run_id)
         self._doubtful.pop(run_id, None)
-
-    async def _some_unaccounted(self) -> bool:
-        """Whether the endpoint has a job that no run here is known to have.
-
-        Rows are read first and states asked for last: what begins or ends meanwhile makes for a
-        "yes", never for a "no".
-        """
-        known = await self._rows.references(self._api.name)
-        unfinished = (await self._api.health()).unfinished
-        if not unfinished:
-            return False
-        told = await asyncio.gather(*(self._api.status(job) for job in known))
-        return unfinished > sum(job is not None and job.status in UNFINISHED for job in told)
 
     async def _submit(self, order: Order) -> str:
         run = await self._rows.run(order.run_id)
@@ -176,6 +170,8 @@ class Submits:
             details=True,
             receipt=Receipt(get=reach(receipt.get), put=reach(receipt.put)),
         )
+        if self._previews:
+            request = request.model_copy(update={"previews": True})
         return request.model_dump(mode="json", exclude_unset=True)
 
 

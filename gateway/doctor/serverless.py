@@ -56,4 +56,5 @@ def _counts(name: str, counts: Counts, notes: Notes) -> None:
         said = f"{counts.unfinished} jobs are there, and workers: {said}"
         notes.warn(name, said, "raise the endpoint's max workers, or let it use other GPUs, too")
     else:
-        notes.ok(name, f"workers: {said}; jobs unfinished: {counts.unfinished}")
+        unfinished = "unknown" if counts.unfinished is None else counts.unfinished
+        notes.ok(name, f"workers: {said}; jobs unfinished: {unfinished}")

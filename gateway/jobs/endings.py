@@ -12,6 +12,9 @@ from gateway.jobs.shared import Engine
 
 _log = logging.getLogger(__name__)
 
+_NOT_BEGUN = frozenset({"not_taken_up"})
+"""Failures that use no attempt up where nothing was executed: it waits on, until its deadline."""
+
 
 class BackendLost(Exception):
     """It has not answered for too long, or is not configured any more."""
@@ -67,7 +70,8 @@ class Ending:
             job_error = JobError(code=failure.code, message=failure.message, kind=failure.kind)
             await self._end(job_error, tell_backend=tell)
         else:
-            await self._again(failure.code, failure.message, failed=True, tell_backend=tell)
+            counts = failure.code not in _NOT_BEGUN or self._executed
+            await self._again(failure.code, failure.message, failed=counts, tell_backend=tell)
 
     def _no_better(self, code: str) -> bool:
         """Memory was freed after the first time: what fails so again is too large."""

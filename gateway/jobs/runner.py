@@ -61,6 +61,7 @@ class _Drive:
         self._engine = engine
         self._run = run
         self._executed = run.executed
+        self._furthest = 0.0
         self._taken_up = run.state == "started"
         # nobody writes down what was produced unless storage is away
         self._at_storage = run.state == "produced"
@@ -179,7 +180,9 @@ class _Drive:
         engine, now = self._engine, asyncio.get_running_loop().time()
         self._executed = self._executed or event.fraction > 0
         self._at_storage = event.waits_for == "storage"
-        event = replace(event, fraction=self._run.progress(event.fraction))
+        # looked at anew after silence, a backend may know less than it has told
+        self._furthest = max(self._furthest, event.fraction)
+        event = replace(event, fraction=self._run.progress(self._furthest))
         engine.hub.progressed(self._run.job_id, event)
         if not self._executed or now - written < engine.settings.progress_write_s:
             return written

@@ -6,7 +6,7 @@ from typing import Self
 
 from gateway.thumbnails.order import Looked, Made, MediaAnswer, MediaLimits, MediaOrder
 from gateway.thumbnails.unfit import UnfitMedia, too_costly
-from gateway.workers import Died, Overran, Workers
+from gpu_server.workers import Died, Overran, Workers
 
 
 class MediaPool:

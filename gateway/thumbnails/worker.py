@@ -20,7 +20,7 @@ from gateway.thumbnails import still
 from gateway.thumbnails.kinds import DEMUXERS, HEAD, media_type_of
 from gateway.thumbnails.order import Looked, Made, MediaAnswer, MediaOrder
 from gateway.thumbnails.unfit import UnfitMedia, too_costly
-from gateway.workers import confine, end_with_parent, open_no_more
+from gpu_server.workers import confine, end_with_parent, open_no_more
 
 _QUALITY = 82
 # what Pillow raises for damaged files, and PyAV, whose errors are ValueErrors and OSErrors

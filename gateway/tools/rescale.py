@@ -1,50 +1,18 @@
 """Rescaling: a mesh in the size it is to be printed in."""
 
-from typing import Annotated
-
-from pydantic import BaseModel, Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field
 
 from gateway.examples import BOX
-from gateway.media import DECIMAL, ModelUrl
-from gateway.mesh.order import Extents, Length, MeshFormat, TargetDimensions, Unit
+from gateway.media import ModelUrl
 from gateway.tool import Tool, ToolParams, ToolResult
+from gpu_server.mesh.calls import RescaleCall
+from gpu_server.mesh.order import Extents, MeshFormat, TargetDimensions, Unit
 
 
-class RescaleParams(ToolParams):
+class RescaleParams(RescaleCall, ToolParams):
     """Parameters of `POST /api/model3d/rescale`."""
 
     model_url: ModelUrl = Field(description="The mesh, a GLB. Its axes are glTF's: y is up.")
-    scale_factor: Annotated[Length, DECIMAL] | None = Field(
-        default=None,
-        description="How many times as large it becomes. Exactly one of this and "
-        "`target_dimensions`.",
-        examples=[2.5],
-    )
-    target_dimensions: TargetDimensions | None = Field(
-        default=None,
-        validate_default=True,
-        description="How large it becomes: lengths of the box around it. Exactly one of this and "
-        "`scale_factor`.",
-        examples=[{"x": 100, "unit": "mm"}],
-    )
-    format: MeshFormat = Field(
-        default="glb",
-        description="`glb` keeps everything; `stl` and `3mf` lie on the print bed, in millimetres, "
-        "z up, without textures; `obj` is in millimetres, y up; `obj_zip` comes with its textures.",
-    )
-
-    @field_validator("target_dimensions")
-    @classmethod
-    def _exactly_one(
-        cls, value: TargetDimensions | None, info: ValidationInfo
-    ) -> TargetDimensions | None:
-        # a factor that is wrong by itself is told of alone
-        if "scale_factor" in info.data and (value is None) == (info.data["scale_factor"] is None):
-            raise PydanticCustomError(
-                "exactly_one", "give exactly one of scale_factor and target_dimensions"
-            )
-        return value
 
 
 class UsedRescaleParams(BaseModel):

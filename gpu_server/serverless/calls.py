@@ -1,5 +1,6 @@
 """What a job asks for: a RunRequest of the gateway, or a plain call of somebody without one."""
 
+import json
 import mimetypes
 import uuid
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from gpu_server.protocol import (
 from gpu_server.serverless.bucket import Bucket
 from gpu_server.serverless.failing import CallFailed
 from gpu_server.serverless.inline import media_type_of
-from gpu_server.serverless.tools import CHOOSING, Endpoint
+from gpu_server.serverless.tools import CHOOSING, MODEL3D, Endpoint
 from gpu_server.workflow import Workflow, WorkflowError
 
 _EXTENSIONS = {"image": "png", "video": "mp4", "audio": "flac", "model": "glb"}
@@ -49,6 +50,8 @@ class Call:
     """How a plain call's files are handed over."""
     keys: Mapping[str, str] = field(default_factory=dict[str, str])
     """Where they go in the bucket, by slot; empty: into the result."""
+    mesh: str | None = None
+    """The output whose first file, cleaned and normalised, is all that is handed over."""
 
 
 class _Options(BaseModel):
@@ -87,6 +90,17 @@ def read_request(raw: dict[str, JsonValue], catalogue: Catalogue) -> Call:
     return Call(run_id=run_id, request=request, workflow=workflow, plain=False)
 
 
+def require_text(raw: object) -> None:
+    """Raise CallFailed for what ComfyUI would choke on after the work is done."""
+    try:
+        json.dumps(raw, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        message = "input must be valid Unicode text: it holds half a surrogate pair"
+        raise CallFailed("usage", "invalid_request", message) from None
+    except RecursionError:
+        raise CallFailed("usage", "invalid_request", "input is nested too deeply") from None
+
+
 async def read_plain(raw: object, endpoint: Endpoint, bucket: Bucket | None) -> Call:
     """Read a plain call; raises CallFailed naming the key that is wrong."""
     if not isinstance(raw, dict):
@@ -100,17 +114,25 @@ async def read_plain(raw: object, endpoint: Endpoint, bucket: Bucket | None) -> 
     for name in workflow.files:
         if name in given:
             addresses = _several(given.pop(name))
-            inputs[name] = [await _file(name, each, workflow, bucket) for each in addresses]
+            kind = workflow.manifest.params[name].upload or "image"
+            inputs[name] = [await file_at(each, name, kind, bucket) for each in addresses]
+    mesh = _mesh(workflow)
     keys = {} if bucket is None else _keys(workflow, given, run_id, bucket)
     request = RunRequest(
         workflow=WorkflowRef(name=workflow.name, digest=workflow.digest),
         params=given,
         inputs=inputs,
-        outputs=[] if bucket is None else await _slots(keys, files, bucket),
+        outputs=[] if bucket is None or mesh else await _slots(keys, files, bucket),
         details=True,
     )
     return Call(
-        run_id=run_id, request=request, workflow=workflow, plain=True, files=files, keys=keys
+        run_id=run_id,
+        request=request,
+        workflow=workflow,
+        plain=True,
+        files=files,
+        keys=keys,
+        mesh=mesh,
     )
 
 
@@ -145,12 +167,10 @@ def _several(value: JsonValue) -> list[JsonValue]:
     return value if isinstance(value, list) else [value]
 
 
-async def _file(
-    name: str, address: JsonValue, workflow: Workflow, bucket: Bucket | None
-) -> InputFile:
+async def file_at(address: JsonValue, name: str, kind: str, bucket: Bucket | None) -> InputFile:
+    """Read the address of a file that a plain call names; raises CallFailed naming the key."""
     if not isinstance(address, str):
         raise CallFailed("usage", "invalid_param", f"{name} must be an address, or a list of them")
-    kind = workflow.manifest.params[name].upload or "image"
     guessed = media_type_of(address) or mimetypes.guess_type(address.partition("?")[0])[0]
     media_type = guessed or _MEDIA_TYPES[kind]
     key = None if bucket is None else bucket.own_key(address)
@@ -172,18 +192,26 @@ def _keys(
         count = int(most) if isinstance(most, int | float) else _DEFAULT_MAX
         for n in range(min(count, MAX_SLOTS - len(keys))):
             ending = _EXTENSIONS.get(output.kind, "bin")
-            path = f"{datetime.now(UTC):%Y/%m/%d}/{run_id}/{name}-{n}.{ending}"
-            keys[f"{name}/{n}"] = bucket.key(path)
+            keys[f"{name}/{n}"] = key_of(run_id, f"{name}-{n}.{ending}", bucket)
     return keys
 
 
+def key_of(run_id: str, name: str, bucket: Bucket) -> str:
+    """Where a plain call's file of that name goes."""
+    return bucket.key(f"{datetime.now(UTC):%Y/%m/%d}/{run_id}/{name}")
+
+
+async def slot_at(key: str, name: str, files: FileOptions, bucket: Bucket) -> Slot:
+    """The slot of a plain call's file."""
+    url = await bucket.slot(key, _SLOT_LIFETIME_S)
+    return Slot(name=name, url=url, sized=True, **files.model_dump())
+
+
+def _mesh(workflow: Workflow) -> str | None:
+    if workflow.tool != MODEL3D:
+        return None
+    return next((name for name, o in workflow.outputs.items() if o.kind == "model"), None)
+
+
 async def _slots(keys: Mapping[str, str], files: FileOptions, bucket: Bucket) -> list[Slot]:
-    return [
-        Slot(
-            name=name,
-            url=await bucket.slot(key, _SLOT_LIFETIME_S),
-            sized=True,
-            **files.model_dump(),
-        )
-        for name, key in keys.items()
-    ]
+    return [await slot_at(key, name, files, bucket) for name, key in keys.items()]

@@ -4,6 +4,7 @@ from gpu_server.catalogue import not_ready
 from gpu_server.protocol import WorkflowStatus
 from gpu_server.serverless.resident import Resident, reached
 from gpu_server.serverless.settings import WorkerSettings
+from gpu_server.serverless.tools import RESCALE
 from gpu_server.workflow import Workflow
 
 
@@ -13,6 +14,9 @@ class Unfit(Exception):
 
 async def check(settings: WorkerSettings) -> None:
     """Raise Unfit, or CallFailed while ComfyUI is away, unless the endpoint's tools can run."""
+    if settings.runpod_tool and {*settings.runpod_tool} == {RESCALE}:
+        # it does without ComfyUI
+        return
     resident = Resident(settings)
     try:
         async with resident.service() as service:
@@ -35,7 +39,7 @@ def judge(
             raise Unfit(f"RUNPOD_WORKFLOWS: there is no workflow {name}")
         if found[name].readiness != "ready":
             raise Unfit(f"RUNPOD_WORKFLOWS: {name}: {_lacks(found[name])}")
-    for tool in settings.runpod_tool:
+    for tool in (tool for tool in settings.runpod_tool if tool != RESCALE):
         names = [w.name for w in workflows.values() if w.tool == tool]
         if not names:
             raise Unfit(f"RUNPOD_TOOL: there is no workflow of a tool {tool}")

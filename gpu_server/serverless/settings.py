@@ -24,6 +24,8 @@ class WorkerSettings(Settings):
     `/runsync`; more fails with what to configure."""
     runpod_progress_s: float = Field(default=1, ge=0.1, le=60)
     """Least seconds between two progress updates of a job."""
+    runpod_preview_s: float = Field(default=2, ge=0.5, le=600)
+    """Least seconds between two previews of a job, for runs that ask for them."""
     comfyui_start_s: float = Field(default=300, gt=0, le=3600)
     """How long a starting worker waits for ComfyUI before it gives itself up."""
     storage_url: str | None = None

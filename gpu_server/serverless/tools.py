@@ -5,28 +5,36 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from gpu_server.mesh.calls import ENGINE
 from gpu_server.serverless.failing import CallFailed
 from gpu_server.serverless.settings import WorkerSettings
 from gpu_server.workflow import Workflow
 
+CONCEPT = "concept"
+MODEL3D = "model3d"
+RESCALE = "rescale"
+"""The one tool without workflows: it needs no ComfyUI."""
 DEFAULT_VARIANTS: Mapping[str, str] = {
     "background-removal": "birefnet",
     "caption": "qwen3-vl",
-    "concept": "flux2-klein-4b",
+    CONCEPT: "flux2-klein-4b",
     "control": "z-image-turbo",
     "generate": "flux1-dev",
     "inpaint": "flux2-klein-9b",
     "mask": "sam3",
-    "model3d": "trellis2",
+    MODEL3D: "trellis2",
     "portrait": "flux2-klein-9b-multiref",
     "upscale": "realesrgan",
     "video": "wan2.1-480p",
 }
 """The gateway's own, which a test compares."""
 
-OPERATIONS: Mapping[str, str] = {"generate_concepts": "concept", "generate_model": "model3d"}
+OPERATIONS: Mapping[str, str] = {
+    "generate_concepts": CONCEPT,
+    "generate_model": MODEL3D,
+    "rescale_model": RESCALE,
+}
 """Names of older clients to tools."""
-_ELSEWHERE = frozenset({"rescale_model", "rescale"})
 CHOOSING = ("operation", "tool", "workflow", "variant")
 """Keys of a plain call that are no parameters."""
 
@@ -40,12 +48,21 @@ class Endpoint:
     ready: Callable[[Workflow], bool]
     """ComfyUI has all it needs."""
 
+    def rescales(self, call: Mapping[str, JsonValue]) -> bool:
+        """Whether a plain call means the rescaling of a mesh; raises CallFailed."""
+        if _text(call, "workflow") is not None or self._asked(call) != RESCALE:
+            return False
+        variant = _text(call, "variant")
+        if variant not in (None, ENGINE):
+            raise _unknown("variant", variant, [ENGINE])
+        return True
+
     def chosen(self, call: Mapping[str, JsonValue]) -> Workflow:
         """Return the workflow a plain call means; raises CallFailed naming what there is."""
         named = _text(call, "workflow")
         if named is not None:
             return self._served(self._named(named))
-        tool = self._tool(_text(call, "operation") or _text(call, "tool"))
+        tool = self._asked(call)
         wanted = _text(call, "variant")
         found = self._of(tool)
         if wanted is not None:
@@ -56,6 +73,9 @@ class Endpoint:
         able = [workflow for workflow in found if self.ready(workflow)]
         # what nothing is ready for fails with what is missing, which tells more than a refusal
         return (able or found)[0]
+
+    def _asked(self, call: Mapping[str, JsonValue]) -> str:
+        return self._tool(_text(call, "operation") or _text(call, "tool"))
 
     def _named(self, name: str) -> Workflow:
         workflow = self.workflows.get(name)
@@ -81,12 +101,6 @@ class Endpoint:
                 "invalid_request",
                 f"name one in `operation`: this endpoint serves {', '.join(served)}",
             )
-        if asked in _ELSEWHERE:
-            raise CallFailed(
-                "usage",
-                "unsupported",
-                "meshes are rescaled by the gateway (POST /api/model3d/rescale), without a GPU",
-            )
         tool = OPERATIONS.get(asked, asked)
         if tool not in served:
             raise _unknown("operation", asked, served)
@@ -94,8 +108,9 @@ class Endpoint:
 
     def _tools(self) -> list[str]:
         names = self.settings.runpod_workflows
-        served = [self._named(name) for name in names] if names else self.workflows.values()
-        return sorted({workflow.tool for workflow in served})
+        if names:
+            return sorted({self._named(name).tool for name in names})
+        return sorted({RESCALE, *(workflow.tool for workflow in self.workflows.values())})
 
     def _of(self, tool: str) -> list[Workflow]:
         """Workflows of a tool, the default one first."""

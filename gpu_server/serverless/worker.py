@@ -4,6 +4,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
 from typing import Any, cast
 
 from pydantic import JsonValue
@@ -13,7 +14,7 @@ from gpu_server.protocol import Failure, RunStatus
 from gpu_server.run import Run
 from gpu_server.runs import AtCapacity
 from gpu_server.serverless.bucket import Bucket
-from gpu_server.serverless.calls import Call, is_plain, read_plain, read_request
+from gpu_server.serverless.calls import Call, is_plain, read_plain, read_request, require_text
 from gpu_server.serverless.failing import (
     SICK,
     TOO_LARGE,
@@ -21,8 +22,11 @@ from gpu_server.serverless.failing import (
     told_to_gateway,
     told_to_people,
 )
+from gpu_server.serverless.meshes import Handover, normalised
+from gpu_server.serverless.previews import Post, shown
 from gpu_server.serverless.progress import Settled, Tell, report
 from gpu_server.serverless.receipts import TakenRun
+from gpu_server.serverless.rescaling import rescale
 from gpu_server.serverless.resident import Resident, reached
 from gpu_server.serverless.results import Result, checked, in_bucket, in_receipt, inside, of_request
 from gpu_server.serverless.settings import WorkerSettings
@@ -48,11 +52,13 @@ class Worker:
         *,
         teller: Callable[[Job], Tell],
         settled: Settled,
+        poster: Callable[[Job], Post | None],
     ) -> None:
-        """`teller` makes what sends a job's progress updates."""
+        """`teller` makes what sends a job's progress updates, `poster` what sends its previews."""
         self._settings = settings
         self._teller = teller
         self._settled = settled
+        self._poster = poster
         self._resident = Resident(settings)
         self._bucket = Bucket.of(settings)
         self._sick = False
@@ -64,20 +70,24 @@ class Worker:
         plain = is_plain(raw)
         try:
             async with self._resident.service() as service:
-                return await self._answer(service, job, raw)
+                told, code = await self._answer(service, job, raw), "done"
         except Exception as error:  # noqa: BLE001 - the outermost ring: a job is always answered
             failure = _failure(error, job)
-        told = told_to_people(failure) if plain else told_to_gateway(failure)
-        if self._sick or failure.code in SICK:
-            _log.error("the worker gives itself up: %s", failure.code)
+            told = told_to_people(failure) if plain else told_to_gateway(failure)
+            code = failure.code
+        if self._sick or code in SICK:
+            _log.error("the worker gives itself up after this job: %s", code)
             told["refresh_worker"] = True
         return told
 
     async def _answer(self, service: Service, job: Job, raw: object) -> Result:
         # what is wrong with a call is told without ComfyUI, too
+        require_text(raw)
         call = None if is_plain(raw) else read_request(cast("Result", raw), service.catalogue)
         receipt = None if call is None else call.request.receipt
         if call is None or receipt is None:
+            if call is None and (rescaled := await self._rescaled(service, raw)) is not None:
+                return rescaled
             await reached(service.comfy, _AWAY_S)
             if call is None:
                 call = await read_plain(raw, await self._endpoint(service), self._bucket)
@@ -87,6 +97,15 @@ class Worker:
             if ended is not None:
                 return self._told_before(ended)
             return await self._told(service, job, call, taken)
+
+    async def _rescaled(self, service: Service, raw: object) -> Result | None:
+        """Answer a plain call that needs no ComfyUI; None where it is another one."""
+        endpoint = await self._endpoint(service)
+        if not isinstance(raw, dict) or not endpoint.rescales(asked := cast("Result", raw)):
+            return None
+        root = service.settings.finishing_path
+        result = await rescale(asked, self._settings, root, self._bucket)
+        return checked(result, self._settings.result_bytes)
 
     async def _told(self, service: Service, job: Job, call: Call, taken: TakenRun) -> Result:
         """Carry out a run that is this job's; its receipt tells how it ended, however that was."""
@@ -114,7 +133,12 @@ class Worker:
     ) -> Result:
         run = await self._begun(service, call)
         try:
-            status = await self._followed(run, job)
+            async with AsyncExitStack() as meanwhile:
+                post = self._poster(job) if call.request.previews and not call.plain else None
+                if post is not None:
+                    every_s = self._settings.runpod_preview_s
+                    await meanwhile.enter_async_context(shown(run, post, every_s))
+                status = await self._followed(run, job)
             if taken is not None and status.state != "cancelled":
                 await taken.close(status)
             result = await self._result(service, call, run, status)
@@ -142,7 +166,7 @@ class Worker:
             # RunPod lost sight of this worker and handed the job out again, to the same one
             await service.runs.renew(known, call.request.outputs)
             return known
-        deliver = not call.plain or self._bucket is not None
+        deliver = not call.plain or (self._bucket is not None and call.mesh is None)
         try:
             return service.runs.accept(call.run_id, call.request, call.workflow, deliver=deliver)
         except AtCapacity:
@@ -168,6 +192,9 @@ class Worker:
             raise _why(status)
         if not call.plain:
             return of_request(status)
+        if call.mesh is not None:
+            handover = Handover(self._settings, self._bucket)
+            return await normalised(call, call.mesh, run, service, handover=handover)
         if self._bucket is not None:
             link_s = self._settings.storage_link_hours * 3600
             return await in_bucket(call, status, self._bucket, link_s)

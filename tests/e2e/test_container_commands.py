@@ -18,7 +18,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.support.containers import filled, read_compose, read_dockerfile
+from tests.support.containers import given, read_compose, read_dockerfile
 from tests.support.postgres import PASSWORD, USER, NoPostgres, own_server
 from tests.support.rclone import PROGRAM as RCLONE
 from tests.support.serverless import PYTHON as WORKER_PYTHON
@@ -32,7 +32,7 @@ SECRETS = {
     "GATEWAY_API_KEY": KEY,
     "GPU_SERVICE_TOKEN": "token-of-the-containers",
     "POSTGRES_PASSWORD": PASSWORD,
-    "S3_SECRET_ACCESS_KEY": "secret-of-the-containers",
+    "STORE_SECRET_KEY": "secret-of-the-containers",
 }
 PATIENCE_S = 90
 VARIANT = "checkpoint:tiny-sd15.ckpt"
@@ -118,8 +118,7 @@ class Container:
 
 def asked(service: str, **more: str) -> dict[str, str]:
     """What the compose file gives a service."""
-    variables = SECRETS | more
-    return {k: filled(v, variables) for k, v in COMPOSE[service]["environment"].items()}
+    return given(COMPOSE[service], SECRETS | more)
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -202,7 +201,7 @@ def test_the_compose_files_services_make_a_picture_together(
     assert httpx.get(bucket, trust_env=False).is_client_error
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("stage", ["gpu", "worker"])
 def test_comfyuis_death_is_made_good_and_a_stop_leaves_nothing(tmp_path: Path, stage: str) -> None:
     if stage == "worker":
@@ -239,7 +238,7 @@ def test_comfyuis_death_is_made_good_and_a_stop_leaves_nothing(tmp_path: Path, s
     assert not answers(f"http://127.0.0.1:{gpu}/health")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_the_commands_status_is_the_containers(tmp_path: Path) -> None:
     container = Container(
         tmp_path,

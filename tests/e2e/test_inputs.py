@@ -132,7 +132,7 @@ def test_a_large_picture_reaches_comfyui_whole(client: httpx.Client) -> None:
     assert colour_of(file(client, made["image_url"]))[1] == CYAN
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_job_outlives_the_gateway_that_checked_its_input(stack: Stack) -> None:
     with stack.client() as client:
         until_ready(client)
@@ -152,7 +152,7 @@ def test_a_job_outlives_the_gateway_that_checked_its_input(stack: Stack) -> None
         assert colours == [RED, (255, 255, 0)]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_file_deleted_before_its_turn_came_ends_the_job_with_its_parameter(
     stack: Stack, client: httpx.Client
 ) -> None:
@@ -169,7 +169,7 @@ def test_a_file_deleted_before_its_turn_came_ends_the_job_with_its_parameter(
     }
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_host_nobody_knows_is_the_callers_fault_after_a_few_tries(client: httpx.Client) -> None:
     answer = client.post("/api/invert", json={"image_url": "https://nothing.invalid/a.png?key=1"})
     assert answer.status_code == 422, answer.text

@@ -48,7 +48,7 @@ def retries(client: httpx.Client, job_id: str) -> list[str]:
     return [json.loads(line[6:])["code"] for line in data]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "killed", [("gateway",), ("gpu_server",), ("gateway", "gpu_server")], ids="+".join
 )
@@ -68,7 +68,7 @@ def test_a_job_survives_the_death_of_our_processes_and_executes_once(
     assert own_stack.simulator()["counts"]["executions"] == 1
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_finished_run_whose_gateway_was_dead_meanwhile_is_collected(own_stack: Stack) -> None:
     own_stack.simulator(step_ms=60)
     with own_stack.client() as client:
@@ -84,7 +84,7 @@ def test_a_finished_run_whose_gateway_was_dead_meanwhile_is_collected(own_stack:
     assert own_stack.simulator()["counts"]["executions"] == 1
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_job_survives_the_death_of_comfyui_by_a_second_execution(own_stack: Stack) -> None:
     own_stack.simulator(step_ms=150)
     with own_stack.client() as client:
@@ -98,7 +98,7 @@ def test_a_job_survives_the_death_of_comfyui_by_a_second_execution(own_stack: St
     assert own_stack.simulator()["counts"]["executions"] == 1  # counted anew since its restart
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_job_that_ran_out_of_memory_completes_at_its_next_attempt(own_stack: Stack) -> None:
     own_stack.simulator(out_of_memory=1)
     with own_stack.client() as client:
@@ -108,7 +108,7 @@ def test_a_job_that_ran_out_of_memory_completes_at_its_next_attempt(own_stack: S
     assert own_stack.simulator()["counts"]["executions"] == 2
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_gpu_service_without_its_journal_stops_what_it_does_not_know_and_begins_anew(
     own_stack: Stack,
 ) -> None:
@@ -148,7 +148,7 @@ def test_ten_restarts_under_a_waiting_job_harm_nothing(own_stack: Stack) -> None
         assert end_of(client, waiting)["status"] == "completed"
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_work_is_accepted_while_comfyui_is_away_and_done_when_it_comes(own_stack: Stack) -> None:
     own_stack.kill("simulator")
     with own_stack.client() as client:

@@ -226,8 +226,11 @@ def test_where_all_work_goes_to_serverless_no_gpu_service_is_started(
 ) -> None:
     (tmp_path / "venv").symlink_to(running.python.parents[1])
     alone = Pod(tmp_path)
+    # none, so that the pod's own is left
+    (tmp_path / ".env").write_text('RUNPOD_API_KEY=""\n')
     serverless = {
         "BACKENDS": "runpod",
+        "TOOL_BACKENDS": "video = runpod, mask = runpod:endpoint1 | runpod",
         "RUNPOD_ENDPOINT_ID": "endpoint1",
         "RUNPOD_API_URL": f"http://127.0.0.1:{free_port()}",
     }
@@ -237,7 +240,7 @@ def test_where_all_work_goes_to_serverless_no_gpu_service_is_started(
         assert "Work goes to RunPod alone" in started.stdout
         assert alone.processes().keys() == {"backend"}
         # what TOOL_BACKENDS sends to a GPU service needs one
-        both = alone.script("start", **serverless, TOOL_BACKENDS="video=gpu|runpod")
+        both = alone.script("start", **serverless | {"TOOL_BACKENDS": "video=gpu|runpod"})
         assert both.returncode == 0, both.stdout + both.stderr
         assert alone.processes().keys() == {"backend", "gpu_server"}
     finally:

@@ -13,7 +13,7 @@ from gateway.tools import TOOLS
 from gpu_server.workflow import Workflow, load_workflows
 from tests.support.stack import ROOT, Stack, running
 
-PATIENCE_S = 60
+PATIENCE_S = 120
 WORKFLOWS = load_workflows(Path(ROOT) / "workflows")
 
 

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from gateway.backends.base import WorkflowReadiness
+from gateway.examples import MUG
 from gateway.job import new_job_id
+from gateway.own_workflows.example import EXAMPLE
 from tests.support.gateway import SMALL, Gateway, ScriptedBackend, gateway
 
 Json = dict[str, Any]
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 
 class Serverless(ScriptedBackend):
@@ -75,6 +77,17 @@ async def test_its_reason_is_told_by_the_jobs_events(both: Gateway) -> None:
     assert '"reason":"first choice"' in told.text.replace(": ", ":")
 
 
+async def test_media_of_a_card_are_made_where_the_form_says(both: Gateway) -> None:
+    form = {"card_id": "card-1", "prompt": "a mug", "media_type": "image"}
+    for backend, made_by in (("", "scripted"), ("runpod", "runpod:a1")):
+        answer = await both.http.post("/api/media/generate", data={**form, "backend": backend})
+        assert answer.status_code == 200, answer.text
+        told = await reasons(both, answer.json()["job_id"])
+        assert [name for name, _ in told] == [made_by]
+    refused = await both.http.post("/api/media/generate", data={**form, "backend": "fal"})
+    assert (refused.status_code, refused.json()["code"]) == (422, "unknown_backend")
+
+
 @pytest.mark.parametrize("word", ["fal", "cpu", "runpod:other"])
 async def test_a_backend_that_cannot_carry_the_tool_out_is_refused_with_those_that_can(
     both: Gateway, word: str
@@ -116,6 +129,30 @@ async def test_what_the_asked_backend_lacks_is_refused_though_another_has_it(
         answer = await generate(running, backend="runpod")
         assert (answer["status_code"], answer["code"]) == (503, "missing_model")
         assert "no backend of runpod has" in answer["detail"]
+
+
+async def test_what_no_backend_ever_carries_out_is_refused_at_once_and_shown_as_missing(
+    tmp_path: Path,
+) -> None:
+    endpoint = {"runpod_api_key": "key", "runpod_endpoint_id": "a1"}
+    address = {"public_url": "https://gateway.example.com"}
+    only: Json = {"backends": ("runpod",), "own_workflows": True, **endpoint, **address}
+    async with gateway(tmp_path / "workspace", serverless(), **only) as alone:
+        assert (await generate(alone))["status_code"] == 200
+        sent = await alone.http.post("/api/workflows", json={**EXAMPLE, "name": "mine"})
+        assert (sent.status_code, sent.json()["readiness"]) == (201, "missing"), sent.text
+        answer = await alone.http.post("/api/workflows/mine/run", json={"picture": MUG})
+        assert (answer.status_code, answer.json()["code"]) == (503, "no_backend"), answer.text
+        assert "BACKENDS" in answer.json()["detail"]
+        assert "retry-after" not in answer.headers
+
+
+async def test_a_tool_whose_order_names_no_backend_there_is_is_refused(tmp_path: Path) -> None:
+    orders = (("generate", ("runpod",)),)
+    async with served(tmp_path, tool_backends=orders) as running:
+        assert (await generate(running))["code"] == "no_backend"
+        shown = (await running.http.get("/api/tools/generate")).json()
+        assert shown["readiness"] == "missing"
 
 
 async def test_what_no_order_of_the_settings_names_makes_nothing_ready(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.support.gateway import PNG, SMALL, Gateway, ScriptedBackend, gateway
 from tests.support.reading import INVERT, InvertParams, data_uri, picture, workflows
 
 MEBIBYTE = 1024 * 1024
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from tests.support.asgi import serving
 from tests.support.gateway import KEY, PNG, SMALL, Gateway, ScriptedBackend, gateway
 
-PATIENCE_S = 30
+PATIENCE_S = 120
 
 
 @pytest.fixture

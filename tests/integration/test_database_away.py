@@ -20,7 +20,7 @@ def own_postgres() -> Iterator[PostgresServer]:
         pytest.skip(str(error))
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 async def test_a_crash_and_restart_of_the_database_breaks_off_no_job_and_no_waiter(
     own_postgres: PostgresServer,
 ) -> None:
@@ -51,7 +51,7 @@ async def test_a_crash_and_restart_of_the_database_breaks_off_no_job_and_no_wait
     await world.stop()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 async def test_a_gateway_knows_within_a_heartbeat_whether_its_database_answers(
     own_postgres: PostgresServer,
 ) -> None:

@@ -92,7 +92,7 @@ async def test_a_table_this_user_may_not_write_is_named(tmp_path: Path, postgres
         rows(postgres_url, "DROP ROLE doctor_reader")
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 async def test_more_connections_than_postgresql_has_are_warned_of(tmp_path: Path) -> None:
     with own_server(max_connections="12") as server:
         seen = await doctored(tmp_path, database_url=server.url, database_connections=20)

@@ -21,7 +21,7 @@ from tests.support.hostile_urls import ALLOWED, HOSTILE_URLS, NAMES, TAKEN
 from tests.support.reading import INVERT, workflows
 from tests.support.slots import receiving
 
-PATIENCE_S = 60
+PATIENCE_S = 120
 MEBIBYTE = 1024 * 1024
 
 

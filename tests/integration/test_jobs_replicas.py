@@ -123,7 +123,7 @@ def once_each(fleet: Fleet, jobs: list[str]) -> None:
     ]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 async def test_the_runs_of_a_killed_gateway_go_to_another_within_its_lease(
     tmp_path: Path, postgres_url: str
 ) -> None:
@@ -137,7 +137,7 @@ async def test_the_runs_of_a_killed_gateway_go_to_another_within_its_lease(
         once_each(fleet, jobs)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 async def test_the_runs_of_a_stopped_gateway_go_to_another_at_once(
     tmp_path: Path, postgres_url: str
 ) -> None:
@@ -153,7 +153,7 @@ async def test_the_runs_of_a_stopped_gateway_go_to_another_at_once(
         once_each(fleet, jobs)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 async def test_a_gateway_frozen_beyond_its_lease_writes_nothing_and_works_on_afterwards(
     tmp_path: Path, postgres_url: str
 ) -> None:

@@ -110,7 +110,7 @@ async def test_ten_kills_at_random_moments_leave_one_result_a_job_and_one_execut
     assert rows(folder, why) == [(1,)]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 async def test_a_second_process_on_the_folder_is_refused_until_the_first_is_killed(
     folder: Path,
 ) -> None:

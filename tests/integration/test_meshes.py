@@ -21,7 +21,7 @@ import pytest
 
 from gateway.examples import BOX, MUG
 from tests.support.stack import Stack, running
-from tests.unit.gateway.mesh import glb, outside
+from tests.unit.gpu_server.mesh import glb, outside
 
 PATIENCE_S = 90
 TO_100_MM = {"target_dimensions": {"x": 100, "unit": "mm"}}
@@ -67,7 +67,7 @@ def at_work(stack: Stack) -> psutil.Process:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         for child in gateway.children():
-            if "gateway.mesh.worker" in child.cmdline():
+            if "gpu_server.mesh.worker" in child.cmdline():
                 child.send_signal(signal.SIGSTOP)
                 return child
         time.sleep(0.005)

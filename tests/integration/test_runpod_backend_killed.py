@@ -18,7 +18,7 @@ from tests.support.serverless_gateway import BODY, endpoint_env, serverless_gate
 from tests.support.stack import Stack
 
 SLOW_MS = 2000
-PATIENCE_S = 90
+PATIENCE_S = 240
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ async def restarted(stack: Stack) -> None:
     await asyncio.to_thread(stack.start, "gateway")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 async def test_a_gateway_killed_while_a_job_runs_goes_on_with_it(
     tmp_path: Path, folder: Path, simulator: Simulator, double: Runpod
 ) -> None:
@@ -109,7 +109,7 @@ async def test_a_gateway_killed_while_a_job_runs_goes_on_with_it(
     assert (only(double).takes, simulator.executions(job_id)) == (1, 1)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 async def test_a_gateway_killed_before_it_knew_the_jobs_id_finds_it_by_the_receipt(
     tmp_path: Path, folder: Path, simulator: Simulator, double: Runpod
 ) -> None:
@@ -129,7 +129,7 @@ async def test_a_gateway_killed_before_it_knew_the_jobs_id_finds_it_by_the_recei
     assert double.calls["run"] == 1
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 async def test_a_gateway_away_for_longer_than_runpod_remembers_has_the_result_all_the_same(
     tmp_path: Path, folder: Path, simulator: Simulator, double: Runpod
 ) -> None:
@@ -154,7 +154,7 @@ async def test_a_gateway_away_for_longer_than_runpod_remembers_has_the_result_al
     assert (only(double).takes, simulator.executions(job_id)) == (1, 1)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 async def test_a_run_whose_worker_is_killed_is_done_by_the_next_one(
     tmp_path: Path, folder: Path, simulator: Simulator, double: Runpod
 ) -> None:
@@ -182,7 +182,7 @@ async def test_a_run_whose_worker_is_killed_is_done_by_the_next_one(
     assert [job.takes for job in double.endpoint.jobs.values()] == [1, 1]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 async def test_a_key_that_stops_working_holds_jobs_up_until_it_does_again(
     tmp_path: Path, folder: Path, simulator: Simulator, double: Runpod
 ) -> None:

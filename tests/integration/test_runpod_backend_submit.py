@@ -27,7 +27,7 @@ async def site(double: Runpod, tmp_path: Path) -> AsyncGenerator[Site]:
 
 async def asked_again(site: Site, order: Order) -> str:
     """What the runner does after an unanswered start."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             try:
                 return await site.backend.start(replace(order, again=True))

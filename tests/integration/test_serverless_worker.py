@@ -170,7 +170,7 @@ async def test_an_execution_timeout_stops_comfyui_too(caller: Caller, simulator:
         ({}, ["operation", "generate", "mask"]),
         ({"operation": "clothes"}, ["operation", "'clothes'"]),
         ({"operation": 3}, ["operation", "string"]),
-        ({"operation": "rescale_model", "model_url": "https://x/y.glb"}, ["gateway"]),
+        ({"operation": "rescale_model", "model_url": "https://x/y.glb"}, ["scale_factor"]),
         ({"workflow": "none"}, ["workflow", "'none'", "checkpoint"]),
         ({"operation": "generate", "variant": "none"}, ["variant", "flux1-dev"]),
         (PICTURE | {"colour": "red"}, ["colour", "prompt"]),

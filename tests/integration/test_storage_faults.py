@@ -16,7 +16,7 @@ from tests.support.reading import data_uri, picture
 from tests.support.s3 import S3Server, rclone
 from tests.support.stack import Stack, running, wait_ready
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 PATIENCE_S = 100
 DEADLINE_S = 25

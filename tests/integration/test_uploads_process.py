@@ -16,7 +16,7 @@ from tests.support.uploads import BOUNDARY, around, video
 
 MEGABYTE = 1024 * 1024
 MOST_GROWTH = 64 * MEGABYTE
-WITHIN_S = 60
+WITHIN_S = 120
 MEDIA, FILES = "/api/media/upload", "/api/files"
 
 

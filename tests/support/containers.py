@@ -14,7 +14,7 @@ import yaml
 
 from tests.support.stack import ROOT
 
-_VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[?-])(?P<rest>[^}]*))?\}")
+_VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[?+-])(?P<rest>[^}]*))?\}")
 
 
 @dataclass(kw_only=True)
@@ -98,11 +98,28 @@ def filled(value: str, variables: Mapping[str, str]) -> str:
 
     def one(match: re.Match[str]) -> str:
         chosen = variables.get(match["name"], "")
+        if match["kind"] == "+":
+            return match["rest"] if chosen else ""
         if chosen or match["kind"] != "-":
             return chosen or variables[match["name"]]
         return match["rest"]
 
     return _VARIABLE.sub(one, value)
+
+
+def given(service: Mapping[str, Any], variables: Mapping[str, str]) -> dict[str, str]:
+    """What a service of the compose file gets, with `variables` as the content of `.env`.
+
+    Later files go before earlier ones, and what is fixed goes before all of them.
+    """
+    found: dict[str, str] = {}
+    for each in service.get("env_file", ()):
+        path = filled(each if isinstance(each, str) else each["path"], variables)
+        lines = [] if path == ".env" else (ROOT / path).read_text().splitlines()
+        pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
+        own = {name: filled(value, variables) for name, _, value in pairs}
+        found |= dict(variables) if path == ".env" else own
+    return found | {k: filled(v, variables) for k, v in service["environment"].items()}
 
 
 def required(value: str) -> set[str]:

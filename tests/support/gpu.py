@@ -16,7 +16,7 @@ from tests.support.slots import Slots
 from tests.support.stack import Stack
 
 TOKEN = "test-token-of-the-stack"
-PATIENCE_S = 50
+PATIENCE_S = 120
 Json = dict[str, Any]
 
 

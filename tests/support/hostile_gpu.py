@@ -15,7 +15,7 @@ from tests.support.gpu import gpu_stack
 from tests.support.hostile_urls import ALLOWED
 from tests.support.recordings import files
 
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 
 @asynccontextmanager

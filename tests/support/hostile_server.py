@@ -11,7 +11,7 @@ import psutil
 
 from tests.support.hostile_urls import ALLOWED
 
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 
 @dataclass

@@ -10,7 +10,7 @@ from standardwebhooks import Webhook
 
 from tests.support.asgi import serving
 
-PATIENCE_S = 40
+PATIENCE_S = 120
 
 
 @dataclass(frozen=True, kw_only=True)

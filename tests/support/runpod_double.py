@@ -64,6 +64,13 @@ class Runpod:
     updates_take_s: list[float] = field(default_factory=list[float])
     """How long the next progress updates are under way, one each."""
     updates_under_way: int = 0
+    stream_repeats: bool = False
+    """`/stream` hands out every chunk each time, not once: the documents do not say which."""
+    chunk_status: int = 200
+    """What workers are answered who put something into a stream."""
+    chunk_takes_s: float = 0
+    """How long a chunk is under way."""
+    chunks_refused: int = 0
     faults: list[Fault] = field(default_factory=list[Fault])
     calls: Counter[str] = field(default_factory=Counter[str])
     """Every call of a caller, by operation, refused ones too."""
@@ -193,8 +200,9 @@ class Runpod:
         job = self._job(request)
         if job is None:
             return _error(404, "job not found")
-        chunks, job.chunks = job.chunks, []
-        return JSONResponse({"status": job.status, "stream": chunks})
+        first = 0 if self.stream_repeats else job.chunks_given
+        job.chunks_given = len(job.chunks)
+        return JSONResponse({"status": job.status, "stream": job.chunks[first:]})
 
     async def _cancel(self, request: Request) -> Response:
         job = self._job(request)
@@ -262,9 +270,15 @@ class Runpod:
         return Response(status_code=status)
 
     async def _chunk(self, request: Request) -> Response:
-        job = self._job(request)
+        job, body = self._job(request), await request.body()
+        # that a handler which is no generator may put something there is not documented
+        if self.chunk_status != 200 or len(body) > MB:
+            self.chunks_refused += 1
+            return Response(status_code=400 if len(body) > MB else self.chunk_status)
+        await asyncio.sleep(self.chunk_takes_s)
         if job is not None:
-            job.chunks.append(json.loads(await request.body()))
+            job.chunks.append(json.loads(body))
+            job.late_chunks += job.over
         return Response(status_code=200)
 
     async def _ping(self, request: Request) -> Response:

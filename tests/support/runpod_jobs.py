@@ -42,6 +42,11 @@ class Job:
     late: int = 0
     """Updates and results that came after its end."""
     chunks: list[Any] = field(default_factory=list[Any])
+    """What its worker put into its stream, in the order of arrival."""
+    chunks_given: int = 0
+    """How many of them a caller was given."""
+    late_chunks: int = 0
+    """Those that came after its end."""
     attempts: list[int] = field(default_factory=list[int])
     """What its webhook answered, 0 for nothing."""
 

@@ -30,6 +30,7 @@ OURS = "http://127.0.0.1:1"
 PUBLIC = "https://gateway.example.com"
 WORKER = "w1"
 SETTLING_S = 0.3
+GONE_S = 3.0
 
 
 @dataclass(kw_only=True)
@@ -151,7 +152,7 @@ class Followed:
             self._news.clear()
 
     async def produced(self) -> Produced:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(200):
             return await self.task
 
 
@@ -209,6 +210,7 @@ async def runpod_site(
             ),
             clock=SystemClock(),
             settling_s=SETTLING_S,
+            gone_s=GONE_S,
         )
         await backend.look()
         yield Site(

@@ -20,7 +20,7 @@ from tests.support.stack import ROOT
 
 PYTHON = Path(f"{sys.prefix}-serverless") / "bin" / "python"
 """Of the environment that `make setup-serverless` makes beside the one of the tests."""
-PATIENCE_S = 60
+PATIENCE_S = 150
 
 
 def require_sdk() -> None:
@@ -69,6 +69,11 @@ class WorkerProcess:
     def log(self) -> str:
         """All it has printed."""
         return self._log.read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def running(self) -> bool:

@@ -27,7 +27,7 @@ BODY: dict[str, Any] = {
     "height": 256,
     "num_inference_steps": 2,
 }
-PATIENCE_S = 90
+PATIENCE_S = 240
 
 
 def endpoint_env(double: Runpod) -> dict[str, Any]:

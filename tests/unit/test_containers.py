@@ -11,7 +11,14 @@ import yaml
 from gateway.settings import Settings
 from gpu_server.serverless.settings import WorkerSettings
 from gpu_server.settings import Settings as GpuSettings
-from tests.support.containers import filled, in_context, read_compose, read_dockerfile, required
+from tests.support.containers import (
+    filled,
+    given,
+    in_context,
+    read_compose,
+    read_dockerfile,
+    required,
+)
 from tests.support.stack import ROOT
 
 STAGES = read_dockerfile()
@@ -23,6 +30,7 @@ PINNED = re.compile(r"[a-z][\w./-]*:\d+\.\d+(\.\d+)?[\w.-]*")
 ENTRY_SCRIPTS = {"SIMULATOR", "COMFYUI_CODE", "COMFYUI_PYTHON", "COMFYUI_ARGS", "COMFYUI_AGAIN_S"}
 OTHERS = {"PYTHONUNBUFFERED", "PIP_NO_CACHE_DIR", "PIP_DISABLE_PIP_VERSION_CHECK"}
 OTHERS |= {"NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}
+RCLONE_KEY = '"genmedia,{}"'
 each_image = pytest.mark.parametrize("image", IMAGES)
 each_service = pytest.mark.parametrize("service", SERVICES)
 
@@ -177,18 +185,45 @@ def test_what_the_compose_file_asks_for_makes_valid_settings() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     secrets = dict.fromkeys(required(text), "0123456789abcdef" * 3)
     assert secrets.keys() == {
-        *("GATEWAY_API_KEY", "GPU_SERVICE_TOKEN", "POSTGRES_PASSWORD", "S3_SECRET_ACCESS_KEY")
+        *("GATEWAY_API_KEY", "GPU_SERVICE_TOKEN", "POSTGRES_PASSWORD", "STORE_SECRET_KEY")
     }
     page = (ROOT / "docs" / "deploy.md").read_text()
     assert all(name in page for name in secrets)
     with pytest.raises(KeyError):
         filled(text, {})
-    environment: dict[str, str] = yaml.safe_load(filled(text, secrets))["services"]["gateway"][
-        "environment"
-    ]
-    settings = Settings(_env_file=None, **{k.lower(): v for k, v in environment.items()})
+    settings = settings_of(secrets)
     assert settings.storage_url == "s3://genmedia"
     assert settings.gpu_service_url == ("http://gpu:8001",)
+    assert settings.s3_endpoint_url == "http://store:9000"
+    secret = settings.s3_secret_access_key
+    assert secret is not None
+    assert RCLONE_KEY.format(secret.get_secret_value()) == store_key(secrets)
+
+
+def settings_of(dotenv: dict[str, str]) -> Settings:
+    environment = given(SERVICES["gateway"], dotenv)
+    return Settings(_env_file=None, **{k.lower(): v for k, v in environment.items()})
+
+
+def store_key(dotenv: dict[str, str]) -> str:
+    return given(SERVICES["store"], dotenv)["RCLONE_AUTH_KEY"]
+
+
+@pytest.mark.parametrize("url", ["s3://results", "r2://results", "gs://results", "file:///files"])
+def test_a_bucket_of_ones_own_has_nothing_of_the_bundled_stores(url: str) -> None:
+    dotenv = {
+        **dict.fromkeys(required((ROOT / "docker-compose.yml").read_text()), "made-up-secret"),
+        "STORAGE_URL": url,
+    }
+    bare = settings_of(dotenv)
+    assert (bare.storage_url, bare.s3_endpoint_url) == (url, None)
+    assert (bare.s3_access_key_id, bare.s3_secret_access_key) == (None, None)
+    aws = {"S3_REGION": "eu-central-1", "S3_ACCESS_KEY_ID": "AKIA", "S3_SECRET_ACCESS_KEY": "aws"}
+    own = settings_of(dotenv | aws)
+    assert (own.s3_endpoint_url, own.s3_region, own.s3_access_key_id) == (
+        *(None, "eu-central-1", "AKIA"),
+    )
+    assert store_key(dotenv | aws) == store_key(dotenv) == RCLONE_KEY.format("made-up-secret")
 
 
 def test_comfyui_is_told_every_folder_that_workflows_take_models_from() -> None:

@@ -25,17 +25,17 @@ from gateway.backends.base import (
 from gateway.backends.cpu import CpuBackend
 from gateway.backends.cpu_files import Transfers
 from gateway.job import Call, Produced, Source
-from gateway.mesh.order import MeshLimits
-from gateway.mesh.pool import MeshPool
 from gateway.operations import NORMALISE, OPERATIONS, RESCALE
 from gateway.storage.disk import DiskSpace
+from gpu_server.mesh.order import MeshLimits
+from gpu_server.mesh.pool import MeshPool
 from gpu_server.protocol import InputFile, Slot
 from tests.support.slots import Slots, receiving
-from tests.unit.gateway.mesh import glb, outside
+from tests.unit.gpu_server.mesh import glb, outside
 
-HANGING = "tests.unit.gateway.mesh.hanging"
+HANGING = "tests.unit.gpu_server.mesh.hanging"
 HUNDRED_MM = {"target_dimensions": {"x": 100.0, "unit": "mm"}, "format": "glb"}
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Bench:
 @asynccontextmanager
 async def bench(folder: Path, **options: Any) -> AsyncGenerator[Bench]:
     limits = options.pop("limits", MeshLimits())
-    module = options.pop("module", "gateway.mesh.worker")
+    module = options.pop("module", "gpu_server.mesh.worker")
     disk = DiskSpace((folder,), least_mb=1, free=options.pop("free", lambda _: 10**12))
     async with receiving() as slots, httpx.AsyncClient(trust_env=False) as http:
         backend = CpuBackend(

@@ -7,8 +7,8 @@ import pytest
 
 from gateway.backends.base import Progressed, RunLost
 from gateway.backends.cpu_files import Transfers
-from gateway.mesh.order import Extents, MeshOrder, MeshReport
-from gateway.mesh.pool import MeshPool
+from gpu_server.mesh.order import Extents, MeshOrder, MeshReport
+from gpu_server.mesh.pool import MeshPool
 from gpu_server.protocol import InputFile
 from tests.unit.gateway.test_cpu_backend import HANGING, PATIENCE_S, bench, drained, hanging
 

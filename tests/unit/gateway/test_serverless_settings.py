@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from gateway.agreement import (
     Misconfigured,
@@ -84,11 +85,66 @@ def test_the_key_that_runpod_puts_into_a_pod_asks_for_nothing(
         "http://[fd00::1]:8000",
         "http://gateway:8000",
         "http://gateway.internal:8000",
+        "http://127.1:8000",
+        "http://0x7f000001:8000",
+        "http://2130706433",
+        "http://10.1",
+        "http://gateway.localhost",
+        "http://localhost.localdomain:8000",
+        "http://gateway.home.arpa.",
+        "http://Gateway.LOCAL",
+        "http://gateway.lan",
+        "http://gateway.test",
+        "http://gateway.default.svc:8000",
+        "http://gateway.default.svc.cluster.local",
+        "http://224.0.0.1",
+        "http://[ff02::1]",
+        "http://[64:ff9b::a00:5]",
+        "http://[::ffff:10.0.0.5]",
+        "http://0.0.0.0:8000",
     ],
 )
 def test_files_on_this_machine_that_no_worker_could_reach_are_refused(public: str | None) -> None:
     with pytest.raises(Misconfigured, match="PUBLIC_URL"):
         worker_address(settings(**RUNPOD, public_url=public))
+
+
+@pytest.mark.parametrize(
+    "public",
+    ["https://8.8.8.8", "http://[2606:4700::1111]:8000", "https://a.example.com:8443/gateway"],
+)
+def test_any_address_of_the_internet_will_do(public: str) -> None:
+    assert worker_address(settings(**RUNPOD, public_url=public)) == public
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("public_url", f"https://me:{KEY}@gateway.example.com"),
+        ("public_url", f"https://gateway.example.com/?key={KEY}"),
+        ("public_url", f"https://gateway.example.com/#{KEY}"),
+        ("public_url", f"https://gateway.example.com/ {KEY}"),
+        ("runpod_api_url", f"https://me:{KEY}@api.example.com"),
+        ("runpod_api_url", f"https://api.example.com?key={KEY}"),
+        ("runpod_api_url", f"https://api.example.com:{KEY}"),
+        ("runpod_api_url", "https://api.example.com:99999"),
+        ("runpod_api_key", f"{KEY}\n"),
+        ("runpod_api_key", f"{KEY} two"),
+        ("runpod_api_key", f"{KEY}é"),
+    ],
+)
+def test_what_no_request_could_be_made_with_is_refused_and_not_repeated(
+    name: str, value: str
+) -> None:
+    with pytest.raises(ValidationError, match=name) as refused:
+        settings(**{name: value})
+    assert KEY not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["runpod_endpoints", "tool_backends"])
+def test_a_tool_that_is_named_twice_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="names video twice"):
+        settings(**{name: "video=runpod,mask=runpod,video=runpod"})
 
 
 def test_workers_reach_files_on_this_machine_by_its_public_address() -> None:
@@ -173,3 +229,26 @@ def test_a_workflow_that_is_not_there_is_refused(tmp_path: Path) -> None:
         build(
             settings(workspace=tmp_path, public_url=PUBLIC, **RUNPOD, runpod_workflows="painting")
         )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"runpod_endpoints": "rescale=ep1"}, "RUNPOD_ENDPOINTS.* for rescale"),
+        ({"runpod_endpoints": "rescale=ep1,video=ep1"}, "RUNPOD_ENDPOINTS.* for rescale"),
+        (
+            {"runpod_endpoints": "video=ep1", "runpod_workflows": "z-image-turbo"},
+            "the serverless endpoint ep1 nothing to do",
+        ),
+        (
+            {"runpod_endpoints": ",".join(f"{t}=ep1" for t in sorted(EVERY - {"rescale"}))}
+            | {"runpod_endpoint_id": "ep0"},
+            "the serverless endpoint ep0 nothing to do",
+        ),
+    ],
+)
+def test_an_endpoint_with_nothing_to_do_is_refused(
+    tmp_path: Path, given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(Misconfigured, match=said):
+        build(settings(workspace=tmp_path, public_url=PUBLIC, runpod_api_key=KEY, **given))

@@ -13,13 +13,13 @@ from gpu_server.addresses import FetchError
 from gpu_server.comfy.failures import execution_failure
 from gpu_server.protocol import RunStatus, WorkflowStatus
 from gpu_server.serverless.bucket import Bucket
-from gpu_server.serverless.calls import is_plain, read_plain, read_request
+from gpu_server.serverless.calls import is_plain, read_plain, read_request, require_text
 from gpu_server.serverless.failing import CallFailed, told_to_gateway, told_to_people
 from gpu_server.serverless.fitness import Unfit, judge
 from gpu_server.serverless.inline import InlineFetcher
 from gpu_server.serverless.results import checked, of_request
 from gpu_server.serverless.settings import WorkerSettings
-from gpu_server.serverless.tools import CHOOSING, DEFAULT_VARIANTS, OPERATIONS, Endpoint
+from gpu_server.serverless.tools import CHOOSING, DEFAULT_VARIANTS, OPERATIONS, RESCALE, Endpoint
 from gpu_server.workflow import Workflow
 from tests.support.recordings import bundled
 
@@ -41,10 +41,10 @@ def chosen(call: dict[str, Any], **settings: Any) -> str:
 
 
 def test_defaults_are_the_gateways() -> None:
-    tools = {tool.name: tool for tool in TOOLS if tool.name != "rescale"}
+    tools = {tool.name: tool for tool in TOOLS if tool.name != RESCALE}
     assert DEFAULT_VARIANTS.keys() == tools.keys()
     assert {n: t.default_variant for n, t in tools.items()} == dict(DEFAULT_VARIANTS)
-    assert set(OPERATIONS.values()) <= tools.keys()
+    assert set(OPERATIONS.values()) <= {*tools, RESCALE}
 
 
 def test_no_parameter_is_called_like_what_chooses() -> None:
@@ -116,10 +116,35 @@ def test_the_two_forms_are_told_apart(asked: object, *, plain: bool) -> None:
     assert is_plain(asked) is plain
 
 
+def nested(depth: int) -> Any:
+    found: Any = "x"
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({"prompt": "a \ud800 b"}, "valid Unicode"),
+        ({"\udfff": 1}, "valid Unicode"),
+        ({"prompt": nested(100_000)}, "nested too deeply"),
+    ],
+)
+def test_text_that_nothing_can_write_is_refused_before_it_costs_anything(
+    raw: Any, said: str
+) -> None:
+    with pytest.raises(CallFailed, match=said):
+        require_text(raw)
+    require_text({"prompt": "a 🦀 b", "n": nested(50)})
+
+
 async def test_every_test_input_fits_the_workflow_it_means() -> None:
-    paths = sorted(TEST_INPUTS.glob("*.json"))
-    assert {path.stem for path in paths} == DEFAULT_VARIANTS.keys()
-    for path in paths:
+    paths = {path.stem: path for path in sorted(TEST_INPUTS.glob("*.json"))}
+    assert paths.keys() == {*DEFAULT_VARIANTS, RESCALE}
+    # it has no workflow
+    del paths[RESCALE]
+    for path in paths.values():
         asked = json.loads(path.read_text())["input"]
         call = await read_plain(asked, endpoint(), None)
         assert call.workflow.tool == path.stem

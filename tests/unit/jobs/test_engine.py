@@ -83,6 +83,29 @@ async def test_progress_is_stored_for_who_asks_later(world: World) -> None:
     await finished(jobs, job.id)
 
 
+async def test_progress_never_goes_back_though_a_backend_knows_less_after_it_was_away(
+    world: World,
+) -> None:
+    told, ending = asyncio.Event(), asyncio.Event()
+    world.gpu.follows = [
+        Progressed(fraction=0.5),
+        told,
+        *unreachable(1),
+        Progressed(fraction=0.25, step=1),
+        ending,
+    ]
+    jobs = await world.gateway(progress_write_s=0)
+    job, _ = await jobs.submit(new_job())
+    await until(lambda: world.rows("SELECT progress FROM jobs")[0]["progress"] == 0.5)
+    told.set()
+    await until(lambda: len(world.gpu.followed) == 2 and not world.gpu.follows)
+    now = await jobs.get(job.id)
+    assert now is not None
+    assert now.progress == 0.5
+    ending.set()
+    assert (await finished(jobs, job.id)).status == "completed"
+
+
 async def test_cancelling_a_running_job_tells_waiters_first_and_the_backend_until_it_hears(
     world: World,
 ) -> None:

@@ -26,7 +26,7 @@ from gateway.storage.base import StorageError, StoredFile
 from gpu_server.protocol import Missing, OutputFile
 from tests.support.databases import rows
 
-PATIENT = 30.0
+PATIENT = 90.0
 """Seconds a test waits for what should come at once: long, as the machine may be slow."""
 DATA = b"pixels"
 DIGEST = "d" * 64
