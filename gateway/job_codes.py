@@ -36,7 +36,7 @@ JOB_CODES: dict[str, str] = {
     "model_not_installed": "A LoRA or checkpoint is not installed any more.",
     "no_output": "The workflow ended without making a file.",
     "not_convertible": "A picture can't be had in the `output_format` asked for.",
-    "not_taken_up": "No worker of the endpoint took the work up in time; no attempt was left.",
+    "not_taken_up": "No worker of the endpoint took the work up in time: it waits again.",
     "object_not_found": "What the call names is not in the picture.",
     "out_of_memory": "The GPU ran out of memory: ask for a smaller picture or fewer at once.",
     "output_missing": "A file the GPU service delivered does not lie in storage as it was sent.",
